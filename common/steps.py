@@ -1,0 +1,139 @@
+"""Steps by name: `{name: alpha_qe, k: 10}` calls that function of the pipeline's modules.
+
+The signature is the schema. Arguments without a default come from the pipeline's state by their
+name; arguments with a default may be set in YAML. There is no registry: a public function or class
+that a module defines is a step, under its snake_case name (and under any alias it is assigned to).
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from types import ModuleType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from common.config import ConfigError, suggestion
+
+Step = dict[str, Any]  # {name: ..., argument: value, ...}
+
+
+def catalog(*modules: ModuleType) -> dict[str, Callable[..., Any]]:
+    """All steps of `modules` by YAML name, in order of definition."""
+    found: dict[str, Callable[..., Any]] = {}
+    for module in modules:
+        for name, value in vars(module).items():
+            own = getattr(value, "__module__", None) == module.__name__
+            if (
+                own
+                and not name.startswith("_")
+                and (inspect.isclass(value) or inspect.isfunction(value))
+            ):
+                found[_snake(name)] = value
+    return found
+
+
+def bind(
+    step: Step, known: Mapping[str, Callable[..., Any]], where: str = ""
+) -> Callable[..., Any]:
+    """The step's function with its YAML arguments checked and filled in; call it with the state.
+
+    Raises:
+        ConfigError: no name, unknown name or argument, wrong type; lists the known ones.
+    """
+    at = f"{where}: " if where else ""
+    name = step.get("name") if isinstance(step, Mapping) else None
+    if name is None:
+        raise ConfigError(f"{at}a step needs a name, got {step!r}; known: {', '.join(known)}")
+    if name not in known:
+        near = suggestion(str(name), list(known)) or "."
+        raise ConfigError(f"{at}no step {name!r}{near} Known: {', '.join(known)}")
+    target = known[name]
+    settable = settings(target)
+    given = {key: value for key, value in step.items() if key != "name"}
+    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    for key, value in given.items():
+        if key not in settable:
+            near = suggestion(key, list(settable)) or "."
+            raise ConfigError(
+                f"{at}{name} has no argument {key!r}{near} It has: {', '.join(settable)}"
+            )
+        if not _fits(value, hints.get(key, Any)):
+            raise ConfigError(
+                f"{at}{name}.{key} must be {_type_name(hints[key])}, "
+                f"got {value!r} ({type(value).__name__})"
+            )
+
+    def call(state: Mapping[str, Any] | None = None, **extra: Any) -> Any:
+        state = {**(state or {}), **extra}
+        needed = _parameters(target, wanted=False)
+        missing = [key for key in needed if key not in state]
+        if missing:
+            raise ConfigError(
+                f"{at}{name} needs {missing[0]!r}, which this pipeline does not have here"
+            )
+        return target(**{key: state[key] for key in needed}, **given)
+
+    call.step = target  # type: ignore[attr-defined]
+    call.__name__ = str(name)
+    return call
+
+
+def settings(target: Callable[..., Any]) -> dict[str, Any]:
+    """The arguments of a step that YAML may set, with their defaults."""
+    return _parameters(target, wanted=True)
+
+
+def help_text(title: str, known: Mapping[str, Callable[..., Any]]) -> str:
+    """One paragraph per step: call, first docstring line."""
+    lines = [title]
+    for name, target in known.items():
+        arguments = ", ".join(f"{k}: {v!r}" for k, v in settings(target).items())
+        first = (inspect.getdoc(target) or "").split("\n")[0]
+        lines.append(f"  {{name: {name}{', ' if arguments else ''}{arguments}}}\n      {first}")
+    return "\n".join(lines)
+
+
+def _parameters(target: Callable[..., Any], *, wanted: bool) -> dict[str, Any]:
+    """Arguments with (wanted) or without a default."""
+    parameters = inspect.signature(target).parameters.values()
+    return {p.name: p.default for p in parameters if (p.default is not p.empty) == wanted}
+
+
+def _snake(name: str) -> str:
+    """YAML name: SubCenterArcFace -> sub_center_arcface, TripletLoss -> triplet."""
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+    return snake.replace("_face", "face").removesuffix("_loss")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = get_origin(hint)
+    if hint is Any or origin is Callable:
+        return True
+    if origin in (Union, UnionType):
+        return any(_fits(value, option) for option in get_args(hint))
+    if hint is type(None):
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if origin in (list, tuple) or (isinstance(hint, type) and issubclass(hint, list | tuple)):
+        options = [o for o in get_args(hint) if o is not Ellipsis] or [Any]
+        return isinstance(value, list | tuple) and all(
+            any(_fits(v, o) for o in options) for v in value
+        )
+    if str(origin).endswith("Literal"):
+        return value in get_args(hint)
+    target = origin or hint
+    return isinstance(value, target) if isinstance(target, type) else True
+
+
+def _type_name(hint: Any) -> str:
+    if str(get_origin(hint)).endswith("Literal"):
+        return "one of " + ", ".join(map(repr, get_args(hint)))
+    return (
+        getattr(hint, "__name__", None)
+        if isinstance(hint, type)
+        else str(hint).replace("typing.", "")
+    )

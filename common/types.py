@@ -1,0 +1,131 @@
+"""The types that carry everything from stage to stage: `Embeddings` and `Neighbors`.
+
+A *table* is a pandas frame with one row per image: `id`, `path`, `label` (int64, -1 unknown).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from common.paths import atomic
+
+
+@dataclass
+class Embeddings:
+    """Vectors with the ids they belong to.
+
+    Attributes:
+        ids: `(N,)` numpy unicode array, each id once.
+        vectors: `(N, D)` float32 or float16 tensor; rows have norm 1, or 0 for an image that could
+            not be read (it then ties last with everything).
+        card: where they came from (run, split, view settings); JSON values only.
+    """
+
+    ids: np.ndarray
+    vectors: torch.Tensor
+    card: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.ids = np.asarray(self.ids, dtype=np.str_)
+        if self.vectors.ndim != 2 or len(self.ids) != len(self.vectors):
+            raise ValueError(
+                f"Embeddings need (N,) ids and (N, D) vectors, got {self.ids.shape} ids and "
+                f"{tuple(self.vectors.shape)} vectors."
+            )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, ids: np.ndarray) -> np.ndarray:
+        """Row numbers of `ids`, `(M,)` int64; KeyError names the first id that is not here."""
+        order = np.argsort(self.ids, kind="stable")
+        wanted = np.asarray(ids, dtype=np.str_)
+        place = np.searchsorted(self.ids, wanted, sorter=order)
+        found = order[np.minimum(place, len(order) - 1)] if len(order) else place
+        wrong = np.flatnonzero(self.ids[found] != wanted) if len(order) else np.arange(len(wanted))
+        if len(wrong):
+            raise KeyError(
+                f"{len(wrong)} ids have no embedding, the first is {wanted[wrong[0]]!r}."
+            )
+        return found.astype(np.int64)
+
+    def select(self, ids: np.ndarray) -> Embeddings:
+        """The embeddings of `ids`, in that order."""
+        rows = self.rows(ids)
+        return Embeddings(self.ids[rows], self.vectors[torch.from_numpy(rows)], dict(self.card))
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file; ids as UTF-8 bytes `(N, W)`, the card as JSON header."""
+        encoded = np.char.encode(self.ids, "utf-8") if len(self.ids) else np.zeros(0, "S1")
+        width = max(encoded.dtype.itemsize, 1)
+        letters = np.frombuffer(encoded.tobytes(), np.uint8).reshape(len(self.ids), width)
+        with atomic(path) as temporary:
+            save_file(
+                {
+                    "ids": torch.from_numpy(letters.copy()),
+                    "vectors": self.vectors.detach().cpu().contiguous(),
+                },
+                temporary,
+                metadata={"card": json.dumps(self.card, sort_keys=True)},
+            )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Embeddings:
+        """Read what `save` wrote; ValueError when the file is something else."""
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                letters = file.get_tensor("ids").numpy()
+                vectors = file.get_tensor("vectors")
+                card = json.loads((file.metadata() or {}).get("card", "{}"))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"No embeddings at {path}: run infer.py first.") from None
+        except Exception as error:
+            raise ValueError(f"{path} is not an embeddings file ({error}): delete it.") from error
+        ids = np.ascontiguousarray(letters).view(f"S{letters.shape[1]}").reshape(-1)
+        return cls(np.char.decode(ids, "utf-8"), vectors, card)
+
+
+@dataclass
+class Neighbors:
+    """For each query its best rows, best first.
+
+    Attributes:
+        index: `(Q, K)` int64 rows of the gallery (or class indices after a vote); -1 is padding
+            behind the last real neighbor.
+        score: `(Q, K)` float32, descending; `-inf` at padding.
+    """
+
+    index: torch.Tensor
+    score: torch.Tensor
+
+    def __post_init__(self) -> None:
+        if self.index.shape != self.score.shape or self.index.ndim != 2:
+            raise ValueError(
+                f"Neighbors need index and score of one shape (Q, K), got "
+                f"{tuple(self.index.shape)} and {tuple(self.score.shape)}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def top(self, k: int) -> Neighbors:
+        """The first `k` columns (all of them when there are fewer)."""
+        return Neighbors(self.index[:, :k], self.score[:, :k])
+
+    def sorted(self) -> Neighbors:
+        """The same pairs by score descending, then index ascending; padding last."""
+        by_index = torch.argsort(
+            torch.where(self.index < 0, torch.iinfo(torch.int64).max, self.index), dim=1
+        )
+        score = self.score.gather(1, by_index)
+        by_score = torch.argsort(score, dim=1, descending=True, stable=True)
+        order = by_index.gather(1, by_score)
+        return Neighbors(self.index.gather(1, order), self.score.gather(1, order))

@@ -1,0 +1,1 @@
+"""One thin folder per competition."""

@@ -1,0 +1,1 @@
+"""Google Landmark Recognition and Retrieval."""
