@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -91,6 +90,27 @@ def save(config: Any, path: str | Path) -> None:
     write_text(path, OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))))
 
 
+def same_run(config: Any, folder: str | Path, *, sections: Sequence[str]) -> None:
+    """Write `config` as the run's config.yaml, or check that a run begun there had the same.
+
+    Raises:
+        ConfigError: the folder holds a run with other values in one of `sections`.
+    """
+    path = Path(folder) / "config.yaml"
+    if path.is_file() and (Path(folder) / "state").is_dir():
+        before, now = _read(path), dataclasses.asdict(config)
+        for key in keys(now):
+            if key.split(".")[0] not in sections or isinstance(_value(now, key), Mapping):
+                continue
+            old, new = _value(before, key), _value(now, key)
+            if old != new:
+                raise ConfigError(
+                    f"{folder} holds a run with {key}={old}, this one has {new}: choose another "
+                    f"out=, or delete {folder} to start again."
+                )
+    save(config, path)
+
+
 def explain(base: str | Path, config: Any) -> str:
     """The commented text of `base` with the resolved values of `config` in place."""
     text = Path(base).read_text(encoding="utf-8")
@@ -118,17 +138,28 @@ def explain(base: str | Path, config: Any) -> str:
     return text
 
 
-def command(schema: type[T], base: str | Path, doc: str, *, steps: str = "") -> T:
-    """What a script starts with: reads `sys.argv`, answers `--help`, turns errors into one line."""
-    arguments = [a for a in sys.argv[1:] if a not in ("-h", "--help")]
-    try:
-        config = load(schema, base, arguments)
-    except ConfigError as error:
-        raise SystemExit(f"error: {error}") from None
-    if len(arguments) < len(sys.argv) - 1:
+def command(
+    schema: type[T],
+    base: str | Path,
+    doc: str,
+    arguments: Sequence[str],
+    *,
+    steps: str = "",
+    stored: Path | None = None,
+) -> T:
+    """What a script starts with: the config, or the answer to `--help`."""
+    words = [word for word in arguments if word not in ("-h", "--help")]
+    config = load(schema, base, words, stored=stored)
+    if len(words) < len(arguments):
         print(f"{doc.strip()}\n\n{explain(base, config)}\n{steps}".rstrip())
         raise SystemExit(0)
     return config
+
+
+def _value(tree: Any, key: str) -> Any:
+    for name in key.split("."):
+        tree = tree.get(name) if isinstance(tree, Mapping) else None
+    return tree
 
 
 def _experiment(word: str, folder: Path) -> Path:
@@ -182,8 +213,9 @@ def _inside_free(key: str, known: list[str], config: Any) -> bool:
 def _update(config: Any, key: str, value: str, known: list[str]) -> None:
     if key not in known and not _inside_free(key, known, config):
         raise ConfigError(f"unknown key {key!r}{suggestion(key, known)}")
-    if OmegaConf.select(config, key) is None and key not in known:
-        raise ConfigError(f"{key}: there is no such list item or argument in the config")
+    parent = key.rpartition(".")[0]
+    if parent and OmegaConf.select(config, parent) is None:
+        raise ConfigError(f"{key}: the config has no {parent} to change")
     try:
         parsed = yaml.safe_load(value) if value else None
         if isinstance(parsed, str):  # YAML 1.1 reads 1e-4 as text

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from common.config import ConfigError, suggestion
+from common.types import Neighbors
 
 Step = dict[str, Any]  # {name: ..., argument: value, ...}
 
@@ -79,6 +80,44 @@ def bind(
     return call
 
 
+def chain(
+    steps: Sequence[Step], known: Mapping[str, Callable[..., Any]], available: set[str], where: str
+) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """The steps as one function from state to state, checked against what will be `available`.
+
+    A step maps its first argument: its result replaces that entry of the state, a tuple replaces
+    as many leading arguments, and `Neighbors` always become `neighbors`. The given state stays.
+
+    Raises:
+        ConfigError: at once, for a step that is unknown, badly set, or needs what nothing makes.
+    """
+    bound = [bind(step, known, f"{where}[{i}]") for i, step in enumerate(steps)]
+    made = set(available)
+    for i, call in enumerate(bound):
+        target = call.step  # type: ignore[attr-defined]
+        for name in _parameters(target, wanted=False):
+            if name not in made:
+                raise ConfigError(
+                    f"{where}[{i}]: {call.__name__} needs {name}, which nothing before it makes; "
+                    f"available: {', '.join(sorted(made))}"
+                )
+        made |= {"neighbors"} if get_type_hints(target).get("return") is Neighbors else set()
+
+    def run(state: Mapping[str, Any]) -> dict[str, Any]:
+        current = dict(state)
+        for call in bound:
+            result = call(current)
+            if isinstance(result, Neighbors):
+                current["neighbors"] = result
+                continue
+            names = list(inspect.signature(call.step).parameters)  # type: ignore[attr-defined]
+            results = result if isinstance(result, tuple) else (result,)
+            current.update(zip(names, results, strict=False))
+        return current
+
+    return run
+
+
 def settings(target: Callable[..., Any]) -> dict[str, Any]:
     """The arguments of a step that YAML may set, with their defaults."""
     return _parameters(target, wanted=True)
@@ -108,7 +147,7 @@ def _snake(name: str) -> str:
 
 def _fits(value: Any, hint: Any) -> bool:
     origin = get_origin(hint)
-    if hint is Any or origin is Callable:
+    if hint is Any or origin is Callable or hint is Callable:
         return True
     if origin in (Union, UnionType):
         return any(_fits(value, option) for option in get_args(hint))
@@ -132,8 +171,4 @@ def _fits(value: Any, hint: Any) -> bool:
 def _type_name(hint: Any) -> str:
     if str(get_origin(hint)).endswith("Literal"):
         return "one of " + ", ".join(map(repr, get_args(hint)))
-    return (
-        getattr(hint, "__name__", None)
-        if isinstance(hint, type)
-        else str(hint).replace("typing.", "")
-    )
+    return hint.__name__ if type(hint) is type else str(hint).replace("typing.", "")

@@ -1,7 +1,4 @@
-"""The types that carry everything from stage to stage: `Embeddings` and `Neighbors`.
-
-A *table* is a pandas frame with one row per image: `id`, `path`, `label` (int64, -1 unknown).
-"""
+"""The types that carry everything from stage to stage: `Table`, `Embeddings`, `Neighbors`."""
 
 from __future__ import annotations
 
@@ -16,6 +13,56 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from common.paths import atomic
+
+
+@dataclass
+class Table:
+    """One row per image, as fixed-width numpy columns.
+
+    Not a pandas frame: at 4 million rows Python strings cost gigabytes, and every forked loader
+    worker would copy them as it touches their reference counts.
+
+    Attributes:
+        ids: `(N,)` unicode, each id once.
+        paths: `(N,)` bytes, file of each row.
+        labels: `(N,)` int64 class index, -1 for none or unknown.
+    """
+
+    ids: np.ndarray
+    paths: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: np.ndarray) -> Table:
+        """The rows of a boolean mask or an index array, in that order."""
+        return Table(self.ids[rows], self.paths[rows], self.labels[rows])
+
+    @staticmethod
+    def concatenate(tables: list[Table]) -> Table:
+        """All rows one after another."""
+        return Table(
+            np.concatenate([table.ids for table in tables]),
+            np.concatenate([table.paths for table in tables]),
+            np.concatenate([table.labels for table in tables]),
+        )
+
+
+def encode_strings(strings: np.ndarray) -> torch.Tensor:
+    """UTF-8 bytes `(N, W)` of a unicode array, padded with zeros, for safetensors files."""
+    encoded = np.char.encode(np.asarray(strings, np.str_), "utf-8")
+    width = max(encoded.dtype.itemsize, 1)
+    letters = np.frombuffer(encoded.tobytes(), np.uint8).reshape(
+        len(strings), -1 if len(strings) else width
+    )
+    return torch.from_numpy(letters.copy())
+
+
+def decode_strings(letters: torch.Tensor) -> np.ndarray:
+    """The unicode array `(N,)` that `encode_strings` was given."""
+    raw = np.ascontiguousarray(letters.numpy())
+    return np.char.decode(raw.view(f"S{max(raw.shape[1], 1)}").reshape(-1), "utf-8")
 
 
 @dataclass
@@ -53,7 +100,7 @@ class Embeddings:
         wrong = np.flatnonzero(self.ids[found] != wanted) if len(order) else np.arange(len(wanted))
         if len(wrong):
             raise KeyError(
-                f"{len(wrong)} ids have no embedding, the first is {wanted[wrong[0]]!r}."
+                f"{len(wrong)} ids have no embedding, the first is {str(wanted[wrong[0]])!r}."
             )
         return found.astype(np.int64)
 
@@ -64,13 +111,10 @@ class Embeddings:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; ids as UTF-8 bytes `(N, W)`, the card as JSON header."""
-        encoded = np.char.encode(self.ids, "utf-8") if len(self.ids) else np.zeros(0, "S1")
-        width = max(encoded.dtype.itemsize, 1)
-        letters = np.frombuffer(encoded.tobytes(), np.uint8).reshape(len(self.ids), width)
         with atomic(path) as temporary:
             save_file(
                 {
-                    "ids": torch.from_numpy(letters.copy()),
+                    "ids": encode_strings(self.ids),
                     "vectors": self.vectors.detach().cpu().contiguous(),
                 },
                 temporary,
@@ -82,15 +126,14 @@ class Embeddings:
         """Read what `save` wrote; ValueError when the file is something else."""
         try:
             with safe_open(str(path), framework="pt") as file:
-                letters = file.get_tensor("ids").numpy()
+                ids = decode_strings(file.get_tensor("ids"))
                 vectors = file.get_tensor("vectors")
                 card = json.loads((file.metadata() or {}).get("card", "{}"))
         except FileNotFoundError:
             raise FileNotFoundError(f"No embeddings at {path}: run infer.py first.") from None
         except Exception as error:
             raise ValueError(f"{path} is not an embeddings file ({error}): delete it.") from error
-        ids = np.ascontiguousarray(letters).view(f"S{letters.shape[1]}").reshape(-1)
-        return cls(np.char.decode(ids, "utf-8"), vectors, card)
+        return cls(ids, vectors, card)
 
 
 @dataclass

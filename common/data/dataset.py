@@ -1,0 +1,171 @@
+"""Images by row for training and extraction, the same pixels in any worker, process and order."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from common.data.images import ImageError, read_image
+
+Key = int | tuple[int, int]
+
+GREY = 128  # of the picture that stands in for a file that cannot be read
+
+
+class ImageDataset(Dataset[dict[str, Any]]):
+    """Row -> `image` uint8 `(3, size, size)`, `label` int, `row` int, `ok` bool.
+
+    A key is a row, or `(row, stream)`: the augmentation is a function of `(seed, stream)` and of
+    nothing else, so a resumed, a distributed and a single-process run see the same pixels. A plain
+    row is its own stream. A file that cannot be read gives a grey picture, label -1, `ok` False.
+
+    Args:
+        paths: `(N,)` numpy bytes. (One buffer: a list of N strings would be copied into every
+            worker page by page, as reading one updates its reference count.)
+        labels: `(N,)` int64, or None for -1 everywhere.
+        size: side of the pictures.
+        transform: uint8 `(3, H, W)` -> uint8 `(3, size, size)`, as from `augment.build`; its
+            `short_side`, if any, lets JPEGs be decoded at reduced scale.
+        seed: of the augmentation.
+        boxes: `(N, 4)` x0, y0, x1, y1 in pixels of the file, cut out before all else; a row of
+            zeros means the whole picture.
+        mirror: `(N,)` bool, rows to flip left to right before all else, for the mirrored twin
+            classes of whale.
+
+    Raises:
+        ValueError: arrays of another type or length.
+    """
+
+    def __init__(
+        self,
+        paths: np.ndarray,
+        labels: np.ndarray | None,
+        *,
+        size: int,
+        transform: Callable[[Tensor], Tensor],
+        seed: int = 0,
+        boxes: np.ndarray | None = None,
+        mirror: np.ndarray | None = None,
+    ) -> None:
+        if paths.dtype.kind != "S":
+            raise ValueError(
+                f"paths must be a numpy array of bytes, got {paths.dtype}: "
+                'np.char.encode(paths, "utf-8") makes one'
+            )
+        if labels is not None and labels.dtype != np.int64:
+            raise ValueError(f"labels must be int64, got {labels.dtype}")
+        for name, column in (("labels", labels), ("boxes", boxes), ("mirror", mirror)):
+            if column is not None and len(column) != len(paths):
+                raise ValueError(f"{len(paths)} paths, but {len(column)} {name}")
+        self.paths, self.labels, self.boxes, self.mirror = paths, labels, boxes, mirror
+        self.size, self.transform, self.seed = size, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        row, stream = key if isinstance(key, tuple) else (key, key)
+        row, stream = int(row), int(stream)
+        try:
+            picture = self._read(row)
+        except ImageError:
+            grey = torch.full((3, self.size, self.size), GREY, dtype=torch.uint8)
+            return {"image": grey, "label": -1, "row": row, "ok": False}
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would seed the GPUs as well, and start CUDA in a worker.
+            torch.default_generator.manual_seed(_mixed(self.seed, stream))
+            image = self.transform(torch.from_numpy(picture).permute(2, 0, 1))
+        label = -1 if self.labels is None else int(self.labels[row])
+        return {"image": image, "label": label, "row": row, "ok": True}
+
+    def _read(self, row: int) -> np.ndarray:
+        box = None
+        if self.boxes is not None and self.boxes[row].any():
+            x0, y0, x1, y1 = (int(value) for value in self.boxes[row])
+            box = (x0, y0, x1, y1)
+        picture = read_image(
+            bytes(self.paths[row]), size=getattr(self.transform, "short_side", None), box=box
+        )
+        if self.mirror is not None and self.mirror[row]:
+            return np.asarray(cv2.flip(picture, 1))
+        return picture
+
+
+def loader(
+    dataset: ImageDataset,
+    batch_sampler: Iterable[Sequence[Key]],
+    *,
+    workers: int,
+    device: torch.device | str,
+) -> DataLoader[dict[str, Any]]:
+    """A DataLoader over lists of keys: dicts of `image (B, 3, S, S)`, `label`, `row`, `ok` `(B,)`.
+
+    The global random state is neither read nor moved. Workers are single-threaded, live as long as
+    the loader, and leave Ctrl-C to the main process.
+
+    Args:
+        dataset: the images.
+        batch_sampler: yields one list of keys per batch, as the samplers or `batches` do.
+        workers: processes that decode; 0 decodes in this one.
+        device: where the batches go; pinned memory on CUDA only.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=batch_sampler,  # type: ignore[arg-type]
+        num_workers=workers,
+        pin_memory=torch.device(device).type == "cuda",
+        persistent_workers=workers > 0,
+        worker_init_fn=_start_worker if workers else None,
+        generator=torch.Generator(),  # the loader draws a seed per epoch, not from the global state
+    )
+
+
+def batches(rows: int, size: int) -> list[range]:
+    """Rows 0 to rows - 1 in order, `size` at a time (the last may be smaller), for `loader`."""
+    return [range(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def check_files(paths: np.ndarray, ids: np.ndarray, *, sample: int = 1000) -> int:
+    """How many of `sample` evenly spaced files are missing; for a check before hours of work.
+
+    Raises:
+        ValueError: no paths at all.
+        FileNotFoundError: not one of the looked-at files exists; names the first.
+    """
+    if not len(paths):
+        raise ValueError("The table has no rows: look at the csv file that it was made from.")
+    rows = np.unique(np.linspace(0, len(paths) - 1, min(sample, len(paths))).astype(np.int64))
+    missing = sum(not os.path.isfile(bytes(path)) for path in paths[rows])
+    if missing == len(rows):
+        raise FileNotFoundError(
+            f"None of {len(rows)} images looked at exists, the first is {os.fsdecode(paths[0])} "
+            f"(id {ids[0]}): point data.root to the folder that holds the images in Kaggle's layout"
+        )
+    return missing
+
+
+def _mixed(seed: int, stream: int) -> int:
+    """A hash: torch's generator keeps 32 bits of a seed, where streams of two epochs are equal."""
+    digest = hashlib.blake2b(f"{seed},{stream}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _start_worker(_: int) -> None:
+    """One thread per worker; Ctrl-C is handled by the main process; nothing on the terminal."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A worker's exceptions travel to the main process. What else it says is libjpeg's remarks on
+    # damaged files, and tracebacks of broken pipes when the main process is killed.
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    os.close(nothing)

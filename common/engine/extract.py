@@ -1,0 +1,199 @@
+"""Embeddings of a table: each image decoded once, all views from it, resumable, over all processes.
+
+The rows are cut into blocks; a block is one file when it is done, so a killed extraction loses at
+most one block per process, and no image is embedded twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from common.data.dataset import ImageDataset, loader
+from common.engine import distributed
+from common.engine.settings import resolve_precision, worker_count
+from common.types import Embeddings, Table
+
+Transform = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class ViewConfig:
+    """How an image is looked at; the unit vectors of all views are averaged."""
+
+    size: int = 224  # side of the largest view in pixels
+    scales: list[float] = field(default_factory=lambda: [1.0])  # of that side, at most 1
+    flip: bool = False  # also mirrored
+    fit: str = "squash"  # squash | crop | pad: how a rectangle becomes a square
+    batch_size: int = 16  # on the CPU 16 is twice as fast as 64 (page faults)
+    precision: str = "auto"  # as train.precision
+    half: bool = False  # store float16: half the memory, similarities to about 1e-3
+    block: int = 4096  # images per file while the extraction is under way
+    workers: int = -1
+
+
+def views(images: torch.Tensor, config: ViewConfig) -> list[torch.Tensor]:
+    """The views of uint8 `(B, 3, S, S)` images as batches, largest first."""
+    found = []
+    for scale in config.scales:
+        side = max(32, round(config.size * scale))
+        view = images
+        if side != images.shape[-1]:
+            view = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True)
+            view = view.round().clamp_(0, 255).to(torch.uint8)
+        found += [view, view.flip(-1)] if config.flip else [view]
+    return found
+
+
+@torch.inference_mode()
+def embed_batch(model: nn.Module, images: torch.Tensor, config: ViewConfig) -> torch.Tensor:
+    """Unit mean `(B, D)` float32 of the unit embeddings of all views."""
+    total: torch.Tensor | None = None
+    for view in views(images, config):
+        vectors = model.embed(view)  # type: ignore[operator]
+        total = vectors if total is None else total + vectors
+    assert total is not None, "ViewConfig.scales is empty"
+    return F.normalize(total.float(), dim=1)
+
+
+def embed_rows(
+    model: nn.Module,
+    table: Table,
+    rows: np.ndarray,
+    config: ViewConfig,
+    transform: Transform,
+    device: torch.device,
+) -> tuple[torch.Tensor, int]:
+    """`(len(rows), D)` vectors on the CPU, zeros where the image cannot be read, and how many."""
+    data = ImageDataset(table.paths, None, size=config.size, transform=transform)
+    word = resolve_precision(config.precision, device)
+    amp = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(word)
+    parts, bad = [], 0
+    model.eval()
+    size = config.batch_size
+    keys = [rows[start : start + size].tolist() for start in range(0, len(rows), size)]
+    for batch in loader(data, keys, workers=worker_count(config.workers), device=device):
+        with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
+            vectors = embed_batch(model, batch["image"].to(device, non_blocking=True), config)
+        readable = batch["ok"].to(device)
+        bad += int((~readable).sum())
+        # Non-finite output of a damaged model must not look like an embedding.
+        if not torch.isfinite(vectors).all():
+            raise ValueError("The model gives non-finite embeddings: set infer precision to fp32.")
+        parts.append((vectors * readable[:, None]).cpu())
+    return torch.cat(parts) if parts else torch.zeros(0, model.embedding_dim), bad  # type: ignore
+
+
+def embed_table(
+    model: nn.Module, table: Table, config: ViewConfig, transform: Transform, device: torch.device
+) -> Embeddings:
+    """Embeddings of a small table in memory, on every process; each image on one process only."""
+    world, rank = distributed.world(), distributed.rank()
+    rows = np.arange(len(table))
+    if not distributed.joined():
+        vectors, bad = embed_rows(model, table, rows, config, transform, device)
+        return Embeddings(table.ids, vectors, {"unreadable": bad})
+    mine, bad = embed_rows(model, table, rows[rank::world], config, transform, device)
+    padded = mine.new_zeros(-(-len(table) // world), mine.shape[1], device=device)
+    padded[: len(mine)] = mine.to(device)
+    gathered = [torch.empty_like(padded) for _ in range(world)]
+    dist.all_gather(gathered, padded)
+    vectors = torch.stack(gathered, 1).flatten(0, 1)[: len(table)].cpu()
+    bad = int(distributed.total(torch.tensor(bad, device=device)))
+    return Embeddings(table.ids, vectors, {"unreadable": bad})
+
+
+def extract(
+    model: nn.Module,
+    table: Table,
+    path: Path,
+    config: ViewConfig,
+    transform: Transform,
+    device: torch.device,
+    *,
+    card: dict[str, Any] | None = None,
+) -> Embeddings:
+    """Embeddings of a table as a file at `path`, on every process; finished work is not redone.
+
+    Args:
+        model: has `embed(images) -> (B, D)` unit rows and `embedding_dim`.
+        table: rows to embed.
+        path: the safetensors file; blocks are kept beside it while it is unfinished.
+        config: views, sizes, storage.
+        transform: uint8 `(3, H, W)` to uint8 `(3, size, size)`.
+        device: where the model is.
+        card: what the vectors depend on besides (weights' fingerprint); a file that was made from
+            something else is made anew.
+    """
+    key = {**(card or {}), "views": _settings(config), "rows": _digest(table)}
+    if path.is_file():
+        found = Embeddings.load(path)
+        if {k: found.card.get(k) for k in key} == key:
+            return found
+    folder = path.with_name(f"{path.stem}.{_digest_of(key)}.blocks")
+    cuts = range(0, len(table), config.block)
+    mine = list(enumerate(cuts))[distributed.rank() :: distributed.world()]
+    for number, start in tqdm(mine, path.stem, disable=None, leave=False):
+        file = folder / f"{number:06d}.safetensors"
+        if file.is_file():
+            continue
+        rows = np.arange(start, min(start + config.block, len(table)))
+        vectors, bad = embed_rows(model, table, rows, config, transform, device)
+        vectors = vectors.half() if config.half else vectors
+        Embeddings(table.ids[rows], vectors, {"unreadable": bad}).save(file)
+    distributed.wait()
+    if distributed.rank() == 0:
+        files = [folder / f"{number:06d}.safetensors" for number in range(len(cuts))]
+        joined = _join(files, table, int(model.embedding_dim), config.half, key)  # type: ignore
+        joined.save(path)
+        for file in files:
+            file.unlink()
+        if folder.is_dir():
+            folder.rmdir()
+    distributed.wait()
+    return Embeddings.load(path)
+
+
+def _join(
+    files: Sequence[Path], table: Table, dim: int, half: bool, key: dict[str, Any]
+) -> Embeddings:
+    """All blocks in one allocation."""
+    vectors = torch.empty(len(table), dim, dtype=torch.float16 if half else torch.float32)
+    start, bad = 0, 0
+    for file in files:
+        block = Embeddings.load(file)
+        vectors[start : start + len(block)] = block.vectors
+        start, bad = start + len(block), bad + block.card["unreadable"]
+    return Embeddings(table.ids, vectors, {**key, "unreadable": bad})
+
+
+def _settings(config: ViewConfig) -> dict[str, Any]:
+    """What the vectors depend on; batch and block sizes and workers are not part of it."""
+    return {
+        "size": config.size,
+        "scales": list(config.scales),
+        "flip": config.flip,
+        "fit": config.fit,
+        "half": config.half,
+        "precision": config.precision,
+    }
+
+
+def _digest(table: Table) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(table.ids).tobytes())
+    digest.update(np.ascontiguousarray(table.paths).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _digest_of(key: dict[str, Any]) -> str:
+    return hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:12]

@@ -1,0 +1,230 @@
+"""What `fit` repeats: one epoch of steps, and the state that lets it go on after a kill."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from common.engine import distributed
+from common.engine.checkpoint import load_tree, save_tree, save_weights
+from common.engine.interrupt import Interrupt
+from common.engine.optim import (
+    Average,
+    build_optimizer,
+    check_covered,
+    lr_factor,
+    parameter_groups,
+    set_lr,
+)
+from common.engine.settings import FitConfig, Stage, resolve_precision, this_device
+
+Metrics = dict[str, float]
+
+
+@dataclass
+class Progress:
+    """Where a training is: everything in the state file but its tensors."""
+
+    stage: int = 0
+    epoch: int = 0  # within the stage
+    batch: int = 0  # batches of this epoch that are done
+    step: int = 0  # optimiser steps made
+    loss: float = 0.0  # sum over the batches of this epoch
+    minutes: float = 0.0
+    best: float = float("-inf")
+
+
+class Trained(nn.Module):
+    """Model and criterion as one module, so that DDP sees every parameter."""
+
+    def __init__(self, model: nn.Module, criterion: nn.Module) -> None:
+        super().__init__()
+        self.model, self.criterion = model, criterion
+
+    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Loss of `(B, 3, H, W)` images with `(B,)` labels; scalar, mean over the valid ones."""
+        loss: torch.Tensor = self.criterion(self.model(images), labels)
+        return loss
+
+
+class Loop:
+    """Model, criterion, optimiser and averages on their device, and where the training is."""
+
+    def __init__(
+        self, model: nn.Module, criterion: nn.Module, config: FitConfig, folder: Path, seed: int
+    ) -> None:
+        self.config, self.folder, self.seed = config, folder, seed
+        self.device = this_device()
+        word = resolve_precision(config.precision, self.device)
+        # Accelerate keeps one global precision; a second training in a notebook may want another.
+        AcceleratorState._reset_state()
+        self.accelerator = Accelerator(
+            cpu=self.device.type == "cpu", mixed_precision="no" if word == "fp32" else word
+        )
+        self.model, self.criterion = model, criterion
+        self.trained = Trained(model, criterion).to(self.device)
+        if distributed.joined():
+            distributed.synchronise_batchnorm(self.trained, self.device)
+        groups = parameter_groups(
+            model, criterion, lr=config.lr, head_lr=config.head_lr, weight_decay=config.weight_decay
+        )
+        optimizer = build_optimizer(config.optimizer, groups)
+        check_covered(optimizer, self.trained)
+        self.average = Average(self.trained, config.ema) if config.ema else None
+        self.progress = Progress()
+        self.interrupt = Interrupt()
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.trained, optimizer)
+
+    def epoch(self, data: DataLoader[Any], stage: Stage, before: int, total: int) -> Metrics:
+        """Train over what is left of the epoch; returns its training metrics."""
+        config, progress = self.config, self.progress
+        length = len(data)
+        per_epoch = math.ceil(length / config.accumulate)
+        number = before + progress.epoch
+        data.batch_sampler.set_epoch(number, progress.batch)  # type: ignore[union-attr]
+        started = saved = time.monotonic()
+        running, shown, norms = torch.tensor(progress.loss, device=self.device), 0, []
+        self.trained.train()
+        for batch in self._bar(data, number, total, length):
+            place = progress.epoch * per_epoch + progress.batch // config.accumulate
+            rate = lr_factor(
+                place, per_epoch * stage.epochs, warmup=config.warmup, floor=config.min_lr
+            )
+            set_lr(self.optimizer.optimizer, rate * stage.lr)
+            if hasattr(self.criterion, "schedule"):
+                self.criterion.schedule(  # type: ignore[operator]
+                    (number + progress.batch / length) / total
+                )
+            set_seed(self.seed + 10**6 * number + progress.batch + 7919 * distributed.rank())
+            progress.batch += 1
+            last = progress.batch == length
+            move = last or progress.batch % config.accumulate == 0
+            loss = self._backward(batch, move)
+            running += loss
+            shown += len(batch["image"]) * distributed.world()
+            if move:
+                norms.append(self._move())
+            # Reading the loss waits for the GPU: now and then is enough to stop in time.
+            if (last or progress.batch % 50 == 0) and not torch.isfinite(running):
+                raise ValueError(
+                    f"The loss is not finite by step {progress.step}: lower train.lr or "
+                    "train.head_lr, raise train.warmup, or set train.precision=fp32."
+                )
+            late = time.monotonic() - saved > 60 * config.save_minutes
+            if move and (self.interrupt.wanted or (late and not last)):
+                progress.loss, saved = float(running), time.monotonic()
+                self.save()
+            if move and self.interrupt.wanted:
+                raise KeyboardInterrupt(f"stopped after step {progress.step}; the state is saved")
+        seconds = time.monotonic() - started
+        progress.minutes, progress.loss = progress.minutes + seconds / 60, float(running)
+        metrics = {
+            "train/loss": progress.loss / max(length, 1),
+            "train/lr": self.optimizer.param_groups[0]["lr"],
+            "train/head_lr": self.optimizer.param_groups[-1]["lr"],
+            "train/minutes": progress.minutes,
+        }
+        if norms:
+            metrics["train/gradient_norm"] = float(torch.stack(norms).mean())
+            metrics["train/images_per_second"] = shown / seconds
+        if self.device.type == "cuda":
+            metrics["train/memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
+        return metrics
+
+    def _backward(self, batch: dict[str, torch.Tensor], move: bool) -> torch.Tensor:
+        """Add the batch's gradient; returns its loss, the mean over all processes' valid labels."""
+        images = batch["image"].to(self.device, non_blocking=True)
+        labels = batch["label"].to(self.device, non_blocking=True)
+        # DDP averages over processes; with unequal counts the mean over samples needs weights.
+        valid = (labels >= 0).sum().float()
+        share = valid * distributed.world() / distributed.total(valid).clamp_min(1)
+        with contextlib.nullcontext() if move else self.accelerator.no_sync(self.wrapped):
+            loss = self.wrapped(images, labels) * (share if distributed.joined() else 1.0)
+            self.accelerator.backward(loss / self.config.accumulate)
+        mean: torch.Tensor = distributed.total(loss.detach()) / distributed.world()
+        return mean
+
+    def _move(self) -> torch.Tensor:
+        """One step of the optimiser; returns the gradient norm before clipping."""
+        limit = self.config.clip or float("inf")
+        norm = self.accelerator.clip_grad_norm_(self.trained.parameters(), limit)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.progress.step += 1
+        if self.average is not None:
+            self.average.update(self.trained)
+        return torch.as_tensor(norm)
+
+    def _bar(self, data: DataLoader[Any], number: int, total: int, length: int) -> Iterator[Any]:
+        disable = None if distributed.rank() == 0 else True
+        bar = tqdm(
+            data,
+            f"epoch {number + 1}/{total}",
+            total=length,
+            initial=self.progress.batch,
+            disable=disable,
+            leave=False,
+        )
+        return iter(bar)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The averaged weights in the model's place, when there is an average."""
+        if self.average is None:
+            yield
+            return
+        present = {k: v.clone() for k, v in self.trained.state_dict().items()}
+        self.trained.load_state_dict(self.average.state)
+        try:
+            yield
+        finally:
+            self.trained.load_state_dict(present)
+
+    def keep(self, card: dict[str, Any], extra: dict[str, Any]) -> None:
+        """Write the model and criterion as they are now for infer to read."""
+        if distributed.rank() == 0:
+            tree = {"model": self.model.state_dict(), "criterion": self.criterion.state_dict()}
+            save_weights(self.folder, {**tree, **extra}, {**card, "step": self.progress.step})
+
+    def save(self) -> None:
+        """Write everything that resuming needs."""
+        if distributed.rank() == 0:
+            scaler = self.accelerator.scaler
+            tree = {
+                "progress": asdict(self.progress),
+                "trained": self.trained.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "average": self.average and {"n": self.average.updates, **self.average.state},
+                "scaler": scaler and scaler.state_dict(),
+            }
+            save_tree(self.folder / "state" / "last.safetensors", tree)
+
+    def restore(self) -> bool:
+        """Go on from the saved state, if there is one."""
+        file = self.folder / "state" / "last.safetensors"
+        if not file.is_file():
+            return False
+        tree = load_tree(file)
+        for name, value in tree["progress"].items():
+            setattr(self.progress, name, value)
+        self.trained.load_state_dict(tree["trained"])
+        self.optimizer.load_state_dict(tree["optimizer"])
+        if self.average is not None:
+            self.average.updates = tree["average"].pop("n")
+            self.average.state = {k: v.to(self.device) for k, v in tree["average"].items()}
+        if self.accelerator.scaler is not None and tree["scaler"]:
+            self.accelerator.scaler.load_state_dict(tree["scaler"])
+        return True

@@ -1,0 +1,1 @@
+"""What the embeddings are trained with."""

@@ -1,0 +1,251 @@
+"""Classifier heads without a margin: plain linear softmax, and softmax over scaled cosines.
+
+head = CosineSoftmax(512, num_classes, scale=30.0); loss = head(embeddings, labels)
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from common.losses.cosine import ClassCosines, class_cosines, unit_rows
+from common.losses.cross_entropy import (
+    Counts,
+    check_labels,
+    cross_entropy,
+    images_per_class,
+    mean_loss,
+    weights_by_count,
+)
+
+
+class _Head(nn.Module):
+    """Checked inputs, the weight, and the options of the cross entropy."""
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        num_classes: int,
+        k: int,
+        class_counts: Counts | None,
+        *,
+        label_smoothing: float,
+        focal_gamma: float,
+        class_weights: str | None,
+        seed: int | None,
+    ) -> None:
+        super().__init__()
+        if embedding_dim < 1 or num_classes < 1:
+            raise ValueError(
+                "a head needs at least one dimension and one class, got "
+                f"embedding_dim={embedding_dim}, num_classes={num_classes}"
+            )
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
+        if not 0 <= focal_gamma < math.inf:
+            raise ValueError(f"focal_gamma must be 0 (off) or positive, got {focal_gamma}")
+        self.embedding_dim, self.num_classes = embedding_dim, num_classes
+        self.label_smoothing, self.focal_gamma = label_smoothing, focal_gamma
+        self.weight = nn.Parameter(torch.empty(num_classes * k, embedding_dim))
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        # Rows of length about 1: a cosine's gradient goes with 1 / length, so this sets the pace.
+        nn.init.normal_(self.weight, std=embedding_dim**-0.5, generator=generator)
+        self._counts = None if class_counts is None else images_per_class(class_counts, num_classes)
+        weights = None
+        if class_weights is not None:
+            weights = weights_by_count(class_weights, self._need_counts("class_weights"))
+            weights = weights.to(self.weight.dtype)
+        # Not in the checkpoint: it follows from the arguments, which a later stage may change.
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def _need_counts(self, purpose: str) -> Tensor:
+        if self._counts is None:
+            raise ValueError(f"{purpose} by formula needs class_counts, the images of each class")
+        return self._counts
+
+    def _inputs(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Embeddings in float32 or float64, ignored rows zero: what they hold cannot spread."""
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_dim:
+            raise ValueError(
+                f"embeddings must be (B, {self.embedding_dim}), got {tuple(embeddings.shape)}"
+            )
+        check_labels(labels, len(embeddings), self.num_classes)
+        kind = torch.promote_types(embeddings.dtype, self.weight.dtype)
+        embeddings = embeddings.to(torch.promote_types(kind, torch.float32))
+        return torch.where(labels[:, None] >= 0, embeddings, 0)
+
+
+class LinearSoftmax(_Head):
+    """Plain linear classifier with bias and its cross entropy, for side targets of few classes.
+
+    It holds logits and softmax; with many classes take `CosineSoftmax` or a margin head.
+    Arguments as in `CosineSoftmax`.
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        num_classes: int,
+        class_counts: Counts | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        focal_gamma: float = 0.0,
+        class_weights: str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            embedding_dim,
+            num_classes,
+            1,
+            class_counts,
+            label_smoothing=label_smoothing,
+            focal_gamma=focal_gamma,
+            class_weights=class_weights,
+            seed=seed,
+        )
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Scalar loss of (B, D) embeddings, (B,) int64 labels, -1 ignored; float32 under autocast.
+
+        Raises:
+            ValueError: embeddings or labels of another shape or type, a label outside [-1, C).
+        """
+        embeddings = self._inputs(embeddings, labels)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            kind = embeddings.dtype
+            return cross_entropy(
+                embeddings @ self.weight.to(kind).T + self.bias.to(kind),
+                labels,
+                label_smoothing=self.label_smoothing,
+                focal_gamma=self.focal_gamma,
+                class_weights=self.class_weights,
+            )
+
+
+class CosineSoftmax(_Head):
+    """Softmax over scaled cosines to learnt class centres, no margin; base of the margin heads.
+
+    Landmark Retrieval 2020, first place: scale sqrt(2) * log(C - 1) (AdaCos, CVPR 2019, eq. 8) and
+    class_weights `1/log(n)`.
+
+    Args:
+        embedding_dim: D.
+        num_classes: C.
+        k: centres per class, of which the nearest counts; at most 255.
+        scale: factor on the cosines.
+        class_counts: (C,) training images by encoded label, 0 allowed; for formulas only.
+        label_smoothing: share of the target mass spread over all classes, see `cross_entropy`.
+        focal_gamma: rows weigh (1 - p)^gamma; 0 is off.
+        class_weights: formula in the count n of the row's class, e.g. `1/log1p(n)`.
+        seed: of the first weight; None draws from torch's own generator.
+
+    Raises:
+        ValueError: an argument out of range, an unknown formula, counts that do not fit C.
+    """
+
+    wins: Tensor | None
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        num_classes: int,
+        k: int = 1,
+        scale: float = 30.0,
+        class_counts: Counts | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        focal_gamma: float = 0.0,
+        class_weights: str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if not 1 <= k <= 255:
+            raise ValueError(f"k, the centres per class, must lie in 1..255, got {k}")
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale must be positive, got {scale}")
+        super().__init__(
+            embedding_dim,
+            num_classes,
+            k,
+            class_counts,
+            label_smoothing=label_smoothing,
+            focal_gamma=focal_gamma,
+            class_weights=class_weights,
+            seed=seed,
+        )
+        self.k, self.scale = k, float(scale)
+        # How often each centre was the nearest of its class in training; adapts, so it is saved.
+        wins = torch.zeros(num_classes, k, dtype=torch.int64) if k > 1 else None
+        self.register_buffer("wins", wins)
+        self._last: tuple[ClassCosines, Tensor] | None = None
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Scalar loss of (B, D) embeddings of any scale and (B,) int64 labels, -1 ignored.
+
+        Computed in float32 (float64 if embeddings or weight are) whatever the autocast. With
+        no label to learn from it is a zero attached to the graph.
+
+        Raises:
+            ValueError: embeddings or labels of another shape or type, a label outside [-1, C).
+        """
+        embeddings = self._inputs(embeddings, labels)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            unit = unit_rows(embeddings)
+            found = class_cosines(unit, self.weight, labels, k=self.k, scale=self.scale)
+            own = self.scale * self._target(found.own, labels.clamp_min(0))
+            gap = found.others - own
+            hard = torch.logaddexp(gap, torch.zeros_like(gap))
+            # The margin is on the label's logit only: smoothing gives the others plain cosines.
+            mean = (self.scale * (found.total - found.own) + own) / self.num_classes
+            loss = mean_loss(
+                hard,
+                hard + own - mean,
+                labels,
+                label_smoothing=self.label_smoothing,
+                focal_gamma=self.focal_gamma,
+                class_weights=self.class_weights,
+            )
+        self._record(found, labels)
+        return loss
+
+    def _target(self, cosine: Tensor, labels: Tensor) -> Tensor:
+        """(B,) what replaces the cosine to the own class, before scaling."""
+        return cosine
+
+    @torch.no_grad()
+    def centers(self) -> Tensor:
+        """(C, K, D) unit centres, detached, in float32 at least: a tensor of the weight's size."""
+        weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
+        return unit_rows(weight).view(self.num_classes, self.k, self.embedding_dim)
+
+    @torch.no_grad()
+    def _record(self, found: ClassCosines, labels: Tensor) -> None:
+        self._last = ClassCosines(*(part.detach() for part in found)), labels
+        if self.wins is not None and self.training:
+            place = labels.clamp_min(0) * self.k + found.winner
+            self.wins.view(-1).scatter_add_(0, place, (labels >= 0).long())
+
+    @torch.no_grad()
+    def statistics(self) -> dict[str, float]:
+        """Means over the labelled rows of the last batch; empty without any. Waits for the device.
+
+        own_angle: degrees between a row and the nearest centre of its class.
+        hardest_cosine: largest cosine to another class.
+        dominant_share: for K > 1, rows whose nearest centre is the one that wins most in their
+            class; the others are what sub-centre ArcFace takes for noise.
+        """
+        if self._last is None or not bool((self._last[1] >= 0).any()):
+            return {}
+        found, labels = self._last
+        values = {
+            "own_angle": found.own.clamp(-1, 1).acos().rad2deg(),
+            "hardest_cosine": found.hardest,
+        }
+        if self.wins is not None:
+            dominant = self.wins[labels.clamp_min(0)].argmax(1)
+            values["dominant_share"] = (dominant == found.winner).float()
+        return {name: value[labels >= 0].mean().item() for name, value in values.items()}

@@ -1,0 +1,72 @@
+"""The `loss:` list of a config as one criterion: named terms with weights, added up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.config import ConfigError
+from common.losses import classify, margin
+from common.steps import Step, bind, catalog
+
+KNOWN = catalog(margin, classify)
+
+
+class Total(nn.Module):
+    """Weighted sum of loss terms, each a module called with (embeddings, labels)."""
+
+    def __init__(self, terms: Sequence[nn.Module], weights: Sequence[float]) -> None:
+        super().__init__()
+        self.terms = nn.ModuleList(terms)
+        self.weights = list(weights)
+
+    def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Loss of `(B, D)` embeddings with `(B,)` int64 labels, -1 ignored; scalar."""
+        total = embeddings.new_zeros((), dtype=torch.float32)
+        for weight, term in zip(self.weights, self.terms, strict=True):
+            total = total + weight * term(embeddings, labels)
+        return total
+
+    def schedule(self, progress: float) -> None:
+        """Tell every term how much of the training is done, 0 to 1."""
+        for term in self.terms:
+            if hasattr(term, "schedule"):
+                term.schedule(progress)
+
+    def statistics(self) -> dict[str, float]:
+        """What the terms know about their last batch, for the log."""
+        found: dict[str, float] = {}
+        for term in self.terms:
+            if hasattr(term, "statistics"):
+                found |= {f"head/{k}": v for k, v in term.statistics().items()}
+        return found
+
+    def centers(self) -> torch.Tensor | None:
+        """`(C, K, D)` unit class centres of the first term that has them."""
+        for term in self.terms:
+            if hasattr(term, "centers"):
+                centers: torch.Tensor = term.centers()
+                return centers
+        return None
+
+
+def build(terms: Sequence[Step], state: Mapping[str, Any]) -> Total:
+    """The criterion that `terms` describe; `state` offers embedding_dim, num_classes, ...
+
+    Raises:
+        ConfigError: no term, unknown name or argument, a weight that is not a positive number.
+    """
+    if not terms:
+        raise ConfigError(f"loss: is empty, name at least one of: {', '.join(KNOWN)}")
+    weights, modules = [], []
+    for i, term in enumerate(terms):
+        weight = term.get("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight <= 0:
+            raise ConfigError(f"loss[{i}]: weight must be a positive number, got {weight!r}")
+        rest = {k: v for k, v in term.items() if k != "weight"}
+        modules.append(bind(rest, KNOWN, f"loss[{i}]")(state))
+        weights.append(float(weight))
+    return Total(modules, weights)

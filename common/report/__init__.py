@@ -1,0 +1,1 @@
+"""Reading runs: pages, plots, galleries."""

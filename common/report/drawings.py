@@ -1,0 +1,138 @@
+"""The drawings of a report: metrics and `analysis.json` as plots with heading and caption."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from common.report import plots
+
+Json = dict[str, Any]
+
+
+@dataclass
+class Drawing:
+    """A plot with its heading and a caption that says what is seen."""
+
+    title: str
+    svg: Markup
+    caption: str = ""
+    aside: bool = False  # folded away below the others
+
+
+def training(lines: Sequence[Json]) -> list[Drawing]:
+    """Losses, validation metrics, learning rates, then what else was logged, by step."""
+    series: dict[str, dict[float, float]] = {}
+    for line in lines:
+        for name, value in line.items():
+            if name not in ("step", "epoch") and isinstance(value, int | float):
+                # A step that was run again after a restart counts once, as it was run last.
+                series.setdefault(name, {})[line.get("step", 0)] = value
+    drawn = {
+        name: (sorted(points), [points[step] for step in sorted(points)])
+        for name, points in series.items()
+        if len(points) > 1
+    }
+    kinds: dict[str, list[str]] = {"loss": [], "rate": [], "score": [], "other": [], "clock": []}
+    for name in drawn:
+        kinds[_kind(name, drawn[name][1])].append(name)
+    found = []
+    plan = (
+        ("loss", "Loss", "loss", "What the optimiser minimises; lower is better."),
+        ("score", "Validation", "score", "Higher is better; the best value of each is marked."),
+        ("rate", "Learning rates", "learning rate", "By group of parameters, logarithmic."),
+    )
+    for kind, heading, label, caption in plan:
+        if kinds[kind]:
+            chosen = {name: drawn[name] for name in kinds[kind][: len(plots.SERIES)]}
+            positive = all(value > 0 for _, up in chosen.values() for value in up)
+            svg = plots.curves(
+                chosen, y_label=label, log=kind == "rate" and positive, best=kind == "score"
+            )
+            found.append(Drawing(heading, Markup(svg), caption))
+    for name in kinds["other"][:8]:
+        words = name.rsplit("/", 1)[-1].replace("_", " ")
+        svg = plots.curves({name: drawn[name]}, y_label=words)
+        found.append(Drawing(words[:1].upper() + words[1:], Markup(svg), aside=True))
+    return found
+
+
+def recognition(data: Json) -> list[Drawing]:
+    """Scores by outcome with GAP by threshold, and accuracy by number of training images."""
+    if not data.get("score"):
+        return []
+    svg = plots.score_histogram(data["score"], data["kind"], positives=data.get("positives"))
+    caption = (
+        "Above: how sure the right, the wrong and the non-landmark predictions are (stacked). "
+        "Below: precision and GAP when predictions under a threshold are left out. "
+        "Wrong and non-landmark bars at the right cost GAP most."
+    )
+    found = [Drawing("Confidence of the predictions", Markup(svg), caption)]
+    if data.get("images"):
+        kept = [i for i, kind in enumerate(data["kind"]) if kind != "non-landmark"]
+        svg = plots.by_size(
+            [data["kind"][i] == "right" for i in kept],
+            [data["images"][i] for i in kept],
+            x_label="training images of the landmark (queries)",
+            y_label="share recognised",
+        )
+        caption = "Share of queries whose landmark was found, with its standard error."
+        found.append(Drawing("Rare and frequent classes", Markup(svg), caption))
+    return found
+
+
+def retrieval(data: Json) -> list[Drawing]:
+    """How average precision is distributed, and its mean by the number of right images."""
+    if not data.get("ap"):
+        return []
+    name = data.get("name", "mAP")
+    spread = plots.histogram(data["ap"], x_label="average precision of a query")
+    sizes = plots.by_size(
+        data["ap"], data["relevant"], x_label="right images of a query (queries)", y_label=name
+    )
+    return [
+        Drawing(
+            "Average precision by query",
+            Markup(spread),
+            "Left: queries whose right images are missed or ranked low. Right: solved queries.",
+        ),
+        Drawing(
+            "Few and many right images",
+            Markup(sizes),
+            f"Mean over the queries of each group ({name}), with its standard error.",
+        ),
+    ]
+
+
+def thresholds(items: Sequence[Json]) -> list[Drawing]:
+    """Curves of a metric by a threshold, the chosen one marked."""
+    return [
+        Drawing(
+            str(item.get("title", "Threshold")),
+            Markup(
+                plots.curves(
+                    {name: (item["x"], y) for name, y in item["series"].items()},
+                    x_label=str(item.get("x_label", "threshold")),
+                    y_label=str(item.get("y_label", "score")),
+                    chosen=item.get("chosen"),
+                )
+            ),
+            str(item.get("caption", "")),
+        )
+        for item in items
+    ]
+
+
+def _kind(name: str, values: Sequence[float]) -> str:
+    last = name.lower().rsplit("/", 1)[-1]
+    if "loss" in last:
+        return "loss"
+    if last in ("minutes", "seconds", "time", "images", "seen"):
+        return "clock"  # grows by itself, says nothing as a curve
+    if last in ("lr", "learning_rate") or last.endswith("_lr") or name.lower().startswith("lr/"):
+        return "rate"
+    training_only = name.startswith(("train/", "system/")) or "threshold" in last
+    return "score" if not training_only and all(0 <= v <= 1 for v in values) else "other"

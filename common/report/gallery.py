@@ -1,0 +1,170 @@
+"""Queries with their results as pictures: which rows to show, and the gallery in HTML.
+
+A row is `{query: {id, path, label}, results: [{id, path, label, score, right}, ...], note, ap}`;
+`right` is True, False or None (unknown), `box` (x0, y0, x1, y1) and `title` (text shown below) may
+stand beside any path. Results come best first.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from common.report.files import plain
+from common.report.sheets import Row, contact_sheet, number, sheet, thumbnail, verdict
+
+__all__ = [
+    "collect", "confusions", "contact_sheet", "groups", "html", "sheet", "templates", "thumbnail",
+]  # fmt: skip
+
+
+def collect(
+    name: str, rows: Sequence[Row], *, each: int = 6, top: int = 5, seed: int = 0
+) -> dict[str, Any]:
+    """The table that a report shows, JSON values only, with its thumbnails inside.
+
+    Rows are chosen by `groups`; confusions are counted over all rows.
+
+    Args:
+        name: title of the table.
+        rows: see the module; the order of the file.
+        each: rows of each group.
+        top: results of each row.
+        seed: of the random group.
+    """
+    thumbs: dict[str, str | None] = {}
+    keys: dict[tuple[str, str], str] = {}
+
+    def item(entry: Row) -> Row:
+        """The entry with a thumbnail key in place of its path: a report names no folder."""
+        path = entry.get("path")
+        kept = {k: v for k, v in entry.items() if k not in ("path", "box")}
+        if path is not None:
+            source = (os.fsdecode(path), str(entry.get("box")))
+            if source not in keys:
+                keys[source] = str(len(keys))
+                picture = thumbnail(path, box=entry.get("box"))
+                thumbs[keys[source]] = base64.b64encode(picture).decode() if picture else None
+            kept["thumb"] = keys[source]
+        return kept
+
+    def shown(row: Row) -> Row:
+        results = [item(result) for result in row.get("results", ())[:top]]
+        return {**row, "query": item(row["query"]), "results": results}
+
+    chosen = [
+        {**group, "rows": [shown(row) for row in group["rows"]]}
+        for group in groups(rows, each=each, seed=seed)
+    ]
+    pairs = [
+        {**pair, "query": item(pair["query"]), "result": item(pair["result"])}
+        for pair in confusions(rows)
+    ]
+    table = {"name": name, "total": len(rows), "groups": chosen, "confusions": pairs}
+    cleaned: dict[str, Any] = plain({**table, "thumbs": thumbs})
+    return cleaned
+
+
+def groups(rows: Sequence[Row], *, each: int = 6, seed: int = 0) -> list[dict[str, Any]]:
+    """`{title, caption, rows}` of the worst, best and random queries; one group if there are few.
+
+    Rows are ordered by average precision where they have one; else a right first result counts its
+    score and a wrong one minus its score, so the surest mistake is the worst.
+    """
+    rows = list(rows)
+    if not rows:
+        return []
+    by_ap = all(row.get("ap") is not None for row in rows)
+    known = any(_right(row) is not None for row in rows)
+    quality = np.array([_quality(row, by_ap) for row in rows])
+    order = np.argsort(quality, kind="stable")
+    if by_ap:
+        words = (
+            "Worst",
+            "lowest average precision first",
+            "Best",
+            "highest average precision first",
+        )
+    elif known:
+        words = ("Worst", "surest mistakes first", "Best", "surest right answers first")
+    else:
+        words = ("Least sure", "lowest score first", "Surest", "highest score first")
+    if len(rows) <= 2 * each:
+        return [{"title": "All", "caption": words[1], "rows": [rows[i] for i in order]}]
+    rest = order[each : len(rows) - each]
+    drawn = np.sort(np.random.default_rng(seed).choice(rest, min(each, len(rest)), replace=False))
+    return [
+        {"title": words[0], "caption": words[1], "rows": [rows[i] for i in order[:each]]},
+        {"title": words[2], "caption": words[3], "rows": [rows[i] for i in order[::-1][:each]]},
+        {
+            "title": "Random",
+            "caption": f"drawn with seed {seed} from the others, in the order of the file",
+            "rows": [rows[i] for i in drawn],
+        },
+    ][: 3 if len(drawn) else 2]
+
+
+def confusions(rows: Sequence[Row], *, limit: int = 8) -> list[Row]:
+    """Pairs of labels that a wrong first result confused, most often first, then by score.
+
+    Each is `{count, score, query, result}`: the highest score and its example.
+    """
+    found: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        if _right(row) is not False:
+            continue
+        result, query = row["results"][0], row["query"]
+        key = (str(query.get("label")), str(result.get("label")))
+        score = _score(row)
+        pair = found.setdefault(key, {"count": 0, "score": -np.inf})
+        pair["count"] += 1
+        if score > pair["score"] or "query" not in pair:
+            pair |= {"score": score, "query": query, "result": result}
+    return sorted(found.values(), key=lambda pair: (-pair["count"], -pair["score"]))[:limit]
+
+
+def html(table: dict[str, Any], *, limit: int | None = None) -> str:
+    """The gallery of a table from `collect` as HTML text with its own style, escaped.
+
+    `limit` is the number of rows of each group that are shown.
+    """
+    module: Any = templates().get_template("gallery.html.j2").module
+    key = "".join(c if c.isalnum() else "-" for c in str(table.get("name", "table")))
+    return str(module.gallery(table, limit, key))
+
+
+@functools.cache
+def templates() -> Environment:
+    """The templates of this folder; everything that is put into them is escaped."""
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"number": number, "verdict": verdict}
+    return environment
+
+
+def _right(row: Row) -> bool | None:
+    results = row.get("results", ())
+    right = results[0].get("right") if len(results) else None
+    return None if right is None else bool(right)
+
+
+def _score(row: Row) -> float:
+    results = row.get("results", ())
+    score = results[0].get("score") if len(results) else None
+    return float("-inf") if score is None or np.isnan(score) else float(score)
+
+
+def _quality(row: Row, by_ap: bool) -> float:
+    if by_ap:
+        return float(row["ap"])
+    return -_score(row) if _right(row) is False else _score(row)

@@ -1,0 +1,199 @@
+"""One self-contained `report.html` of a run folder: scores, curves, errors, pictures, commands.
+
+    python -m common.report.page RUN [RUN ...]
+
+It reads what a run leaves (config.yaml, metrics.jsonl, summary.json, track.json, analysis.json,
+tables/*.json); what is missing is left out. The page loads nothing from anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from common.paths import write_text
+from common.report import drawings
+from common.report.files import Analysis, load_analysis, read_json, read_lines, save_analysis
+from common.report.gallery import templates
+from common.report.plots import COLORS
+
+__all__ = ["Analysis", "Section", "save_analysis", "write_report"]
+
+BUDGET = 2_300_000  # characters of thumbnails on one page
+Json = dict[str, Any]
+
+
+@dataclass
+class Section:
+    """A part that a caller adds: heading, text, SVG drawings from `plots`, rows of a table."""
+
+    title: str
+    text: str = ""
+    figures: Sequence[str] = ()
+    rows: Sequence[Json] = ()
+
+
+def write_report(folder: str | Path, *sections: Section, title: str | None = None) -> Path:
+    """Path of the written `report.html`.
+
+    Args:
+        folder: the run folder.
+        sections: parts to add behind the built-in ones.
+        title: heading; unset, the run's name.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"No run folder {folder}: give the `out` of a training.")
+    jobs = read_json(folder / "track.json")
+    job: Json = jobs.get("train") or next(iter(jobs.values()), {})
+    analysis = load_analysis(folder)
+    summary, card = read_json(folder / "summary.json"), read_json(folder / "card.json")
+    tables, limit = _fitting([read_json(path) for path in sorted(folder.glob("tables/*.json"))])
+    page = templates().get_template("report.html.j2")
+    text = page.render(
+        title=title or job.get("name") or folder.resolve().name,
+        job=job,
+        colors=COLORS,
+        cards=headline(analysis, summary),
+        scores=score_table(analysis),
+        baseline=analysis.baseline,
+        curves=drawings.training(read_lines(folder / "metrics.jsonl")),
+        recognition=drawings.recognition(analysis.recognition),
+        retrieval=drawings.retrieval(analysis.retrieval),
+        thresholds=drawings.thresholds(analysis.thresholds),
+        tables=tables,
+        limit=limit,
+        sections=[_custom(section) for section in sections],
+        changes=job.get("changes") or {},
+        config=_text(folder / "config.yaml"),
+        summary=_scalars(summary),
+        card=_scalars(card),
+        environment=_environment(job),
+        commands=_commands(job, analysis, folder),
+    )
+    write_text(folder / "report.html", text)
+    return folder / "report.html"
+
+
+def headline(analysis: Analysis, summary: Json) -> list[Json]:
+    """Cards `{name, value, change, against}`: the last row of scores beside the baseline's."""
+    if not analysis.scores:
+        values = {k: v for k, v in _scalars(summary).items() if not isinstance(v, str)}
+        return [
+            {"name": name, "value": value, "change": None, "against": None}
+            for name, value in list(values.items())[:4]
+        ]
+    final = analysis.scores[-1]
+    base = next((row for row in analysis.scores if row.get("name") == analysis.baseline), {})
+    cards = []
+    for name in _metrics([final]):
+        change = None
+        if base is not final and isinstance(base.get(name), int | float):
+            change = final[name] - base[name]
+        cards.append(
+            {"name": name, "value": final[name], "change": change, "against": base.get(name)}
+        )
+    return cards
+
+
+def score_table(analysis: Analysis) -> Json:
+    """`{metrics, rows, best}`: the columns, the rows as given, the highest value of each column."""
+    metrics = _metrics(analysis.scores)
+    best = {
+        name: max(row[name] for row in analysis.scores if isinstance(row.get(name), int | float))
+        for name in metrics
+    }
+    return {"metrics": metrics, "rows": analysis.scores, "best": best}
+
+
+def _metrics(rows: Sequence[Json]) -> list[str]:
+    """Names of the numeric columns in order of appearance."""
+    names = [
+        key for row in rows for key, value in row.items()
+        if key not in ("name", "note") and isinstance(value, int | float) and math.isfinite(value)
+    ]  # fmt: skip
+    return list(dict.fromkeys(names))
+
+
+def _scalars(values: Json) -> Json:
+    return {k: v for k, v in values.items() if isinstance(v, int | float | str)}
+
+
+def _fitting(tables: list[Json]) -> tuple[list[Json], int]:
+    """The tables that can be shown, and how many rows of each group keep the page under BUDGET."""
+    tables = [table for table in tables if table.get("groups") and "thumbs" in table]
+    limit = max((len(group["rows"]) for table in tables for group in table["groups"]), default=1)
+    while limit > 1 and sum(_weight(table, limit) for table in tables) > BUDGET:
+        limit -= 1
+    return tables, limit
+
+
+def _weight(table: Json, limit: int) -> int:
+    thumbs = table["thumbs"]
+    rows = [row for group in table["groups"] for row in group["rows"][:limit]]
+    entries = [entry for row in rows for entry in (row["query"], *row["results"])]
+    entries += [pair[side] for pair in table["confusions"] for side in ("query", "result")]
+    return sum(len(thumbs.get(entry.get("thumb")) or "") for entry in entries)
+
+
+def _custom(section: Section) -> Json:
+    columns = list(dict.fromkeys(key for row in section.rows for key in row))
+    figures = [Markup(svg) for svg in section.figures]
+    return {**vars(section), "columns": columns, "figures": figures}
+
+
+def _environment(job: Json) -> Json:
+    facts = dict(job.get("environment") or {})
+    git = job.get("git") or {}
+    if git.get("commit"):
+        facts["commit"] = git["commit"][:12] + (" with local changes" if git.get("dirty") else "")
+    if job.get("data"):
+        facts["data"] = job["data"]
+    facts["gpu"] = ", ".join(facts.get("gpu") or []) or ("none" if facts else "")
+    return {
+        name: ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        for name, value in facts.items()
+        if value not in ("", None)
+    }
+
+
+def _commands(job: Json, analysis: Analysis, folder: Path) -> list[str]:
+    git = job.get("git") or {}
+    found = [f"git checkout {git['commit'][:12]}"] if git.get("commit") else []
+    found += [job["command"]] if job.get("command") else []
+    found += analysis.commands
+    return [*found, f"python -m common.report.page {folder.name}"] if found else []
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status of the command: builds the page of each run folder and names it."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print((__doc__ or "").strip())
+        return 0 if arguments else 2
+    for folder in arguments:
+        try:
+            print(write_report(folder))
+        except (OSError, ValueError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

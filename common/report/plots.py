@@ -1,0 +1,277 @@
+"""Plots of a report as SVG text: pure functions of arrays, one colour scheme, labelled axes.
+
+Colours come out as CSS variables with a fallback (`var(--right, #...)`), so one drawing serves a
+light page, a dark page and a notebook. Text stays text.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from common.report.files import KINDS
+
+# name: (light, dark). Right and wrong also differ in lightness, for readers who do not see red.
+COLORS = {
+    "ink": ("#1c2127", "#e8eaed"),
+    "muted": ("#626b75", "#9aa4af"),
+    "grid": ("#e3e6ea", "#2d343c"),
+    "right": ("#12906a", "#35c796"),
+    "wrong": ("#d1412d", "#ff7a66"),
+    "unknown": ("#8a939d", "#7d8792"),
+    "first": ("#2b63d9", "#7ba5ff"),
+    "second": ("#c77700", "#f2b04a"),
+    "third": ("#7a4fc4", "#b99bf5"),
+    "fourth": ("#0d8a9e", "#4cc5d8"),
+}
+SERIES = ("first", "second", "third", "fourth", "right", "wrong")
+_KIND_COLOR = {"right": "right", "wrong": "wrong", "non-landmark": "unknown"}
+_STYLE = {
+    "svg.fonttype": "none",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.edgecolor": COLORS["muted"][0],
+    "axes.labelcolor": COLORS["muted"][0],
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": COLORS["grid"][0],
+    "grid.linewidth": 0.8,
+    "xtick.color": COLORS["muted"][0],
+    "ytick.color": COLORS["muted"][0],
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 10.5,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+}
+
+P = ParamSpec("P")
+
+
+def _styled(draw: Callable[P, str]) -> Callable[P, str]:
+    """Draw under this module's style, whatever the caller's matplotlib settings are."""
+
+    @functools.wraps(draw)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> str:
+        with rc_context(_STYLE):
+            return draw(*args, **kwargs)
+
+    return inside
+
+
+@_styled
+def curves(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    x_label: str = "step",
+    y_label: str = "",
+    log: bool = False,
+    best: bool = False,
+    chosen: float | None = None,
+) -> str:
+    """Lines over a common axis; SVG.
+
+    Args:
+        series: name -> (x, y); values that are not finite leave a gap.
+        x_label: what the horizontal axis counts.
+        y_label: what the vertical axis measures.
+        log: logarithmic vertical axis.
+        best: mark the highest point of each line with its value.
+        chosen: an x that is marked with a vertical line (a threshold that was chosen).
+    """
+    figure, (axes,) = _figure()
+    for place, (name, (x, y)) in enumerate(series.items()):
+        across, up = np.asarray(x, float), np.asarray(y, float)
+        color = COLORS[SERIES[place % len(SERIES)]][0]
+        few = np.isfinite(up).sum() <= 40
+        axes.plot(
+            across, up, color=color, label=_plain(name), marker="o" if few else "", markersize=3
+        )
+        if best and np.isfinite(up).any():
+            top = int(np.nanargmax(up))
+            axes.plot(across[top], up[top], "o", color=color, markersize=6)
+            axes.annotate(
+                f"{up[top]:.3f}", (across[top], up[top]), (0, 6), textcoords="offset points",
+                ha="center", color=color, fontweight="bold",
+            )  # fmt: skip
+    if log:
+        axes.set_yscale("log")
+    if chosen is not None:
+        axes.axvline(chosen, color=COLORS["ink"][0], linestyle=(0, (4, 3)), linewidth=1.2)
+        axes.annotate(
+            f"chosen {chosen:.3g}", (chosen, 0.99), (5, 0), textcoords="offset points",
+            xycoords=("data", "axes fraction"), va="top", color=COLORS["ink"][0],
+        )  # fmt: skip
+    if best or chosen is not None:
+        axes.margins(y=0.14)
+    _label(axes, x_label, y_label, legend=len(series) > 1)
+    axes.xaxis.set_major_formatter(FuncFormatter(_short))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=x_label in ("step", "epoch")))
+    return _svg(figure, f"{y_label} over {x_label}")
+
+
+def gap_curve(
+    score: np.ndarray, kind: np.ndarray, *, positives: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Thresholds (descending) with precision and GAP when only scores at or above them are kept.
+
+    GAP sums precision x right over the predictions by descending score and divides by the queries
+    that show a landmark (Google Landmark Recognition 2020, evaluation).
+
+    Args:
+        score: `(Q,)` confidence of each query's prediction.
+        kind: `(Q,)` one of `right`, `wrong`, `non-landmark` each.
+        positives: queries that show a landmark, those without a prediction included; unset: the
+            right and wrong ones.
+    """
+    order = np.argsort(-score, kind="stable")
+    right = kind[order] == "right"
+    precision = np.cumsum(right) / np.arange(1, len(right) + 1)
+    total = positives if positives is not None else int((kind != "non-landmark").sum())
+    gap = np.cumsum(precision * right) / max(total, 1)
+    last = np.flatnonzero(np.diff(score[order], append=-np.inf))  # ties are kept or cut together
+    return score[order][last], precision[last], gap[last]
+
+
+@_styled
+def score_histogram(
+    score: Sequence[float], kind: Sequence[str], *, positives: int | None = None
+) -> str:
+    """Scores of right, wrong and non-landmark predictions over precision and GAP by threshold; SVG.
+
+    `score` and `kind` are `(Q,)`, see `gap_curve`.
+    """
+    scores, kinds = np.asarray(score, float), np.asarray(kind, dtype=np.str_)
+    figure, (upper, lower) = _figure(2, height=4.3, ratios=(1.25, 1))
+    bins = np.linspace(scores.min(), scores.max() + 1e-9, 41)
+    present = [name for name in KINDS if (kinds == name).any()]
+    upper.hist(
+        [scores[kinds == name] for name in present], bins=bins, stacked=True, rwidth=0.92,
+        color=[COLORS[_KIND_COLOR[name]][0] for name in present],
+        label=[f"{name} ({(kinds == name).sum():,})" for name in present],
+    )  # fmt: skip
+    _label(upper, "", "queries", legend=True)
+    threshold, precision, gap = gap_curve(scores, kinds, positives=positives)
+    few = np.unique(np.linspace(0, len(threshold) - 1, 300).astype(int))
+    lines = (("precision of what is kept", precision, "second"), ("GAP", gap, "first"))
+    for name, line, color in lines:
+        lower.plot(threshold[few], line[few], color=COLORS[color][0], label=name)
+    lower.set_ylim(0, 1.04)
+    lower.sharex(upper)
+    upper.tick_params(labelbottom=False)
+    _label(lower, "threshold: predictions with a lower score are left out", "", legend=True)
+    return _svg(figure, "Scores by outcome, precision and GAP by threshold")
+
+
+@_styled
+def histogram(values: Sequence[float], *, x_label: str, y_label: str = "queries") -> str:
+    """How values in [0, 1] are distributed, with their mean; SVG. `values` is `(Q,)`."""
+    array = np.asarray(values, float)
+    figure, (axes,) = _figure()
+    axes.hist(array, bins=np.linspace(0, 1, 21), color=COLORS["first"][0], rwidth=0.92)
+    mean = float(array.mean())
+    axes.axvline(mean, color=COLORS["ink"][0], linestyle=(0, (4, 3)), linewidth=1.2)
+    axes.annotate(
+        f"mean {mean:.3f}", (mean, 0.96), (-5 if mean > 0.6 else 5, 0), textcoords="offset points",
+        xycoords=("data", "axes fraction"), ha="right" if mean > 0.6 else "left", va="top",
+        color=COLORS["ink"][0], fontweight="bold",
+    )  # fmt: skip
+    _label(axes, x_label, y_label)
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    return _svg(figure, f"Distribution of {x_label}")
+
+
+@_styled
+def by_size(values: Sequence[float], sizes: Sequence[int], *, x_label: str, y_label: str) -> str:
+    """Mean value of the queries by a count (1, 2-3, 4-7, ... images), with its standard error; SVG.
+
+    `values` and `sizes` are `(Q,)`; queries with size 0 form a group of their own.
+    """
+    array, counts = np.asarray(values, float), np.asarray(sizes, dtype=np.int64)
+    group = np.where(counts > 0, np.floor(np.log2(np.maximum(counts, 1))) + 1, 0).astype(int)
+    used = np.unique(group)
+    figure, (axes,) = _figure()
+    for place, number in enumerate(used):
+        chosen = array[group == number]
+        mean = float(chosen.mean())
+        error = float(chosen.std(ddof=1) / np.sqrt(len(chosen))) if len(chosen) > 1 else 0.0
+        axes.bar(place, mean, color=COLORS["first"][0], width=0.72)
+        axes.errorbar(place, mean, error, color=COLORS["ink"][0], linewidth=1.1, capsize=0)
+        axes.annotate(
+            f"{mean:.2f}", (place, mean + error), (0, 3), textcoords="offset points", ha="center",
+            color=COLORS["ink"][0],
+        )  # fmt: skip
+    amounts = [int((group == number).sum()) for number in used]
+    names = [f"{_span(number)}\n({n:,})" for number, n in zip(used, amounts, strict=True)]
+    axes.set_xticks(range(len(used)), names, fontsize=11 if len(used) < 8 else 9)
+    axes.grid(axis="x", visible=False)
+    axes.set_ylim(0, None)
+    axes.margins(y=0.12)
+    _label(axes, x_label, y_label)
+    return _svg(figure, f"{y_label} by {x_label}")
+
+
+def _span(number: int) -> str:
+    low, high = 2 ** max(number - 1, 0), 2**number - 1
+    return "0" if number == 0 else str(low) if low == high else f"{low}-{high}"
+
+
+def _figure(
+    rows: int = 1, height: float = 2.8, ratios: tuple[float, ...] = (1,)
+) -> tuple[Figure, list[Any]]:
+    figure = Figure(figsize=(5.2, height), layout="constrained")
+    grid = figure.subplots(rows, 1, height_ratios=ratios, squeeze=False)
+    return figure, [grid[row, 0] for row in range(rows)]
+
+
+def _label(axes: Any, x_label: str, y_label: str, legend: bool = False) -> None:
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.tick_params(which="both", length=0)
+    if legend:
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderaxespad=0.2,
+            handlelength=1.0, columnspacing=1.2, labelcolor=COLORS["ink"][0],
+        )  # fmt: skip
+
+
+def _plain(text: str) -> str:
+    return text.replace("$", r"\$")  # a dollar sign would start a formula
+
+
+def _short(value: float, _: int) -> str:
+    return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}"
+
+
+def _svg(figure: Figure, title: str) -> str:
+    """The drawing as an `<svg>` element that fits its column and follows the page's colours."""
+    buffer = io.StringIO()
+    with rc_context({"svg.hashsalt": title}):  # equal input, equal bytes
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    text = buffer.getvalue()
+    inner = text[text.index(">", text.index("<svg")) + 1 :]
+    # Of several drawings on one page, none may carry ids, styles or fonts that reach the others.
+    inner = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", inner, flags=re.S)
+    inner = re.sub(r'<g id="[^"]*"', "<g", inner)
+    inner = re.sub(r" ?font-family: [^;\"]*;?", "", inner)
+    for name, (light, _) in COLORS.items():
+        inner = inner.replace(light, f"var(--{name}, {light})")
+    size = re.search(r'viewBox="[^"]*"', text)
+    label = re.sub(r"[^\w ,.:-]", "", title)
+    head = f'<svg {size.group() if size else ""} role="img" aria-label="{label}" '
+    head += 'stroke-linejoin="round" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    return head + re.sub(r"\s+", " ", inner).strip()

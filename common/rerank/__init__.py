@@ -1,0 +1,1 @@
+"""From neighbors to better neighbors, and from neighbors to decisions."""

@@ -1,0 +1,158 @@
+"""Work that survives a kill: local features per image and inliers per pair, in safetensors shards.
+
+A folder belongs to one set of settings. Every shard is written whole or not at all and never
+changed, so a stopped run loses at most the shard it was filling, and two runs may share a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from common.paths import atomic, write_text
+from common.rerank.features import LocalFeatures
+
+VERSION = 1  # raise it when features or matches of the same settings come out differently
+
+
+def settings_folder(root: Path, kind: str, settings: Mapping[str, Any]) -> Path:
+    """The folder of these settings, `root/kind-<digest>`, with a `settings.json` for people."""
+    text = json.dumps({**settings, "version": VERSION}, sort_keys=True)
+    digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+    folder = root / f"{kind}-{digest}"
+    if not (folder / "settings.json").exists():
+        write_text(folder / "settings.json", text + "\n")
+    return folder
+
+
+def image_key(path: bytes) -> int:
+    """63 bits for a file as it is now: path, length and time; negative for one that is not there."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        status = None
+    text = f"{status.st_size} {status.st_mtime_ns} ".encode() if status else b""
+    key = int.from_bytes(hashlib.blake2b(text + path, digest_size=8).digest(), "big") >> 1
+    return key if status else -1 - key
+
+
+def pair_keys(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """64 bits for each ordered pair of image keys, `(P,)` uint64."""
+    a, b = a.astype(np.uint64), b.astype(np.uint64)
+    with np.errstate(over="ignore"):
+        mixed = a * np.uint64(0x9E3779B97F4A7C15) + (b ^ (b >> np.uint64(29))) * np.uint64(
+            0xBF58476D1CE4E5B9
+        )
+        return np.asarray(mixed ^ (mixed >> np.uint64(32)))
+
+
+class FeatureStore:
+    """Local features by image key."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._place: dict[int, tuple[int, int, int]] = {}  # key -> shard, first row, row behind
+        self._sizes: dict[int, tuple[int, int]] = {}
+        self._shards: list[Any] = []
+        for path in shard_files(folder):
+            self._open(path)
+
+    def __contains__(self, key: int) -> bool:
+        return key in self._place
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def append(self, keys: list[int], found: list[LocalFeatures]) -> None:
+        """Write one shard."""
+        order = np.argsort(np.array(keys, dtype=np.int64))
+        found = [found[i] for i in order]
+        path = _write(
+            self._folder,
+            {
+                "keys": np.array(keys, dtype=np.int64)[order],
+                "counts": np.array([len(f) for f in found], dtype=np.int64),
+                "sizes": np.array([f.size for f in found], dtype=np.int32).reshape(-1, 2),
+                "points": np.concatenate([f.points for f in found]),
+                "descriptors": np.concatenate([f.descriptors for f in found]),
+            },
+        )
+        self._open(path)
+
+    def get(self, key: int) -> LocalFeatures:
+        """The features of one image, read from the mapped shard; safe from several threads."""
+        number, start, stop = self._place[key]
+        shard = self._shards[number]
+        return LocalFeatures(
+            shard.get_slice("points")[start:stop],
+            shard.get_slice("descriptors")[start:stop],
+            self._sizes[key],
+        )
+
+    def _open(self, path: Path) -> None:
+        shard = safe_open(str(path), framework="np")  # mapped, holds no file handle
+        stops = shard.get_tensor("counts").cumsum()
+        starts = stops - shard.get_tensor("counts")
+        keys = shard.get_tensor("keys").tolist()
+        places = zip(starts.tolist(), stops.tolist(), strict=True)
+        number = len(self._shards)
+        self._shards.append(shard)
+        self._place.update(
+            (key, (number, start, stop)) for key, (start, stop) in zip(keys, places, strict=True)
+        )
+        self._sizes.update(zip(keys, map(tuple, shard.get_tensor("sizes").tolist()), strict=True))
+
+
+class PairStore:
+    """Inliers and matches by pair key, all in memory: 16 bytes a pair."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        shards = [safe_open(str(path), framework="np") for path in shard_files(folder)]
+        keys = np.concatenate([np.zeros(0, np.uint64), *(s.get_tensor("keys") for s in shards)])
+        counts = np.concatenate(
+            [np.zeros((0, 2), np.int32), *(s.get_tensor("counts") for s in shards)]
+        )
+        self._keys, first = np.unique(keys, return_index=True)
+        self._counts = counts[first]
+        self._new: list[tuple[np.ndarray, np.ndarray]] = []  # appended since the last lookup
+
+    def lookup(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which pairs are known, `(P,)` bool, and their inliers and matches, `(P, 2)` int32."""
+        if self._new:
+            merged = np.concatenate([self._keys, *(k for k, _ in self._new)])
+            counts = np.concatenate([self._counts, *(c for _, c in self._new)])
+            self._keys, first = np.unique(merged, return_index=True)
+            self._counts, self._new = counts[first], []
+        if not len(self._keys):
+            return np.zeros(len(keys), dtype=bool), np.zeros((len(keys), 2), np.int32)
+        place = np.searchsorted(self._keys, keys).clip(max=len(self._keys) - 1)
+        known = self._keys[place] == keys
+        return known, np.where(known[:, None], self._counts[place], 0)
+
+    def append(self, keys: np.ndarray, counts: np.ndarray) -> None:
+        """Write one shard of `(P,)` keys and `(P, 2)` inliers and matches."""
+        _write(self._folder, {"keys": keys, "counts": counts})
+        self._new.append((keys, counts))
+
+
+def _write(folder: Path, tensors: dict[str, np.ndarray]) -> Path:
+    # Named by what it holds: the same work done twice is one file.
+    digest = hashlib.blake2b(np.sort(tensors["keys"]).tobytes(), digest_size=8).hexdigest()
+    path = folder / f"{digest}.safetensors"
+    with atomic(path) as temporary:
+        save_file({name: np.ascontiguousarray(t) for name, t in tensors.items()}, temporary)
+    return path
+
+
+def shard_files(folder: Path) -> list[Path]:
+    # A leading dot is a shard that was being written when its run was killed.
+    return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("."))

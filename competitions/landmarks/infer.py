@@ -1,0 +1,98 @@
+"""Embed, search, re-rank and decide with a trained run; writes checked submissions and a report.
+
+python competitions/landmarks/infer.py run=runs/landmarks/baseline [key=value ...]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run by path: the folder's own name, so that a copied folder finds itself
+    here = Path(__file__).resolve().parent
+    sys.path.insert(0, str(here.parents[1]))
+    __package__ = f"competitions.{here.name}"
+    __import__(__package__)
+
+import torch
+from common.models.embedder import Embedder
+
+from common.data import augment
+from common.engine import distributed
+from common.engine.checkpoint import fingerprint, load_tree
+from common.engine.extract import extract
+from common.engine.settings import this_device
+from common.entry import entry, say
+from common.losses import total
+from common.track import Run
+from common.types import Embeddings, Neighbors, Table, decode_strings
+
+from .config import Config, of_run
+from .data import Landmarks, read
+from .ranking import Held, Question, Vectors, apply, held_question, test_question
+from .results import finish
+
+
+def main(arguments: list[str]) -> dict[str, float]:
+    """Scores of the run; submissions and report are in its folder."""
+    config = of_run(__doc__ or "", arguments)
+    folder = Path(str(config.run))
+    data = read(config.data)
+    held = Held.of(data, config)
+    device = this_device()
+    with distributed.processes():
+        say(data.describe())
+        vectors = embed(config, data, folder, device)
+        if distributed.rank() != 0:
+            return {}
+        run = Run(folder, config, config.track, job_type="infer")
+
+        def answer(task: str, validation: bool) -> tuple[Question, Neighbors]:
+            inner = held if validation else None
+            asked = (
+                held_question(task, vectors, inner) if inner else test_question(task, vectors, data)
+            )
+            steps = getattr(config, task)
+            cache = folder.parent / "cache"
+            return asked, apply(steps, asked, vectors, data, inner, cache=cache, device=device)
+
+        scores = finish(config, data, held, answer, folder, run)
+        run.finish()
+    return scores
+
+
+def embed(config: Config, data: Landmarks, folder: Path, device: torch.device) -> Vectors:
+    """Embeddings of every table by the run's model, from files where they are finished."""
+    weights = folder / "weights.safetensors"
+    tree = load_tree(weights)
+    model = Embedder(config.model, load=False)
+    model.load_state_dict(tree["model"])
+    model.to(device).eval()
+    criterion = total.build(
+        config.loss,
+        {
+            "embedding_dim": model.embedding_dim,
+            "num_classes": len(decode_strings(tree["classes"])),
+            "class_counts": None,
+        },
+    )
+    criterion.load_state_dict(tree["criterion"])
+    view = config.view
+    transform = augment.build("none", view.size, False, fit=view.fit)
+    card = {"weights": fingerprint(weights)}
+
+    def of(name: str, table: Table) -> Embeddings:
+        path = folder / "embeddings" / f"{name}.safetensors"
+        return extract(model, table, path, view, transform, device, card=card)
+
+    return Vectors(
+        train=of("train", data.train),
+        test=of("test", data.test),
+        index=None if data.index is None else of("index", data.index),
+        negatives=None if data.negatives is None else of("non_landmark", data.negatives),
+        centers=criterion.centers(),
+    )
+
+
+if __name__ == "__main__":
+    entry(main)

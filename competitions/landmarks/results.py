@@ -1,0 +1,213 @@
+"""What infer.py and ensemble.py do with embeddings: submissions, scores, analysis, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common.metrics import average_precision, score_file
+from common.retrieval.search import search
+from common.submission import check, write
+
+from common.entry import say
+from common.report.files import Analysis, read_json, save_analysis
+from common.report.page import write_report
+from common.track import Run
+from common.types import Neighbors
+
+from .config import Config
+from .data import Landmarks
+from .ranking import TOP, Held, Question, score, top_label, top_names
+
+Answer = Callable[[str, bool], tuple[Question, Neighbors]]
+METRICS = {"recognition": ("gap", "GAP"), "retrieval": ("map100", "mAP@100")}
+
+
+def tasks(config: Config, data: Landmarks) -> list[str]:
+    """The tasks that are asked for and that the data folder can answer."""
+    if config.task != "both":
+        return [config.task]
+    return ["recognition", "retrieval"] if data.index is not None else ["recognition"]
+
+
+def finish(
+    config: Config, data: Landmarks, held: Held | None, answer: Answer, folder: Path, run: Run
+) -> dict[str, float]:
+    """Write and check the submissions, score what can be scored, and write the report.
+
+    Args:
+        answer: maps (task, whether held-out) to the question and its final neighbors.
+        folder: the run or ensemble folder.
+        run: where scores and tables are logged.
+    """
+    scores: dict[str, float] = {}
+    analysis = Analysis()
+    for task in tasks(config, data):
+        metric, name = METRICS[task]
+        path = output(config, task, folder)
+        question, found = answer(task, False)
+        submit(task, question, found, data, path)
+        solution = data.solution(task)
+        if solution is not None:
+            scores[f"test/{metric}"] = score_file(metric, solution, path)
+        if held is not None:
+            asked, known = answer(task, True)
+            scores[f"valid/{metric}"] = score(task, asked, known)
+            part = recognition_analysis if task == "recognition" else retrieval_analysis
+            part(asked, known, data, held, analysis, run)
+        say(f"{task}: {path} passes the check" + _scores(scores, metric, name))
+    run.summary(**scores)
+    analysis.scores = score_rows(folder, scores)
+    save_analysis(folder, analysis)
+    page = write_report(folder)
+    say(f"{table(analysis.scores)}\nreport: {page}")
+    return scores
+
+
+def output(config: Config, task: str, folder: Path) -> Path:
+    """Where a submission goes: `out` for one task, else a file per task in `out` or the folder."""
+    if config.out and config.task != "both" and config.out.endswith(".csv"):
+        return Path(config.out)
+    if config.out and config.out.endswith(".csv"):
+        raise ValueError(
+            f"out={config.out} is one file, but there are two submissions: give a folder, or set "
+            "task=recognition or task=retrieval."
+        )
+    return Path(config.out or folder) / f"submission_{task}.csv"
+
+
+def submit(task: str, question: Question, found: Neighbors, data: Landmarks, path: Path) -> None:
+    """Write the submission and refuse to go on with one that Kaggle would reject."""
+    if task == "recognition":
+        best = top_label(found)
+        rows: list[Any] = [b and (str(data.classes[b[0]]), b[1]) for b in best]
+    else:
+        rows = top_names(found, question.gallery.ids)
+    competition = f"landmarks-{task}"
+    write(competition, question.queries.ids, rows, path)
+    sample = data.samples[task]
+    problems = check(competition, path, sample) if sample is not None else []
+    if problems:
+        raise ValueError(f"{path} would be rejected: {'; '.join(map(str, problems))}")
+
+
+def recognition_analysis(
+    asked: Question,
+    found: Neighbors,
+    data: Landmarks,
+    held: Held,
+    analysis: Analysis,
+    run: Run,
+) -> None:
+    """Scores of right, wrong and non-landmark predictions; queries with their nearest images."""
+    assert asked.truth is not None
+    best, labels = top_label(found), asked.gallery_labels.numpy()
+    kinds, values, counts = [], [], []
+    images = np.bincount(labels[labels >= 0], minlength=len(data.classes))
+    for truth, guess in zip(asked.truth.tolist(), best, strict=True):
+        if guess is None:
+            continue
+        kinds.append("non-landmark" if truth < 0 else "right" if guess[0] == truth else "wrong")
+        values.append(guess[1])
+        counts.append(int(images[truth]) if truth >= 0 else 0)
+    positives = int((asked.truth >= 0).sum())
+    analysis.recognition = {
+        "score": values,
+        "kind": kinds,
+        "images": counts,
+        "positives": positives,
+    }
+    near = search(asked.queries, asked.gallery, 5)
+    rows = []
+    for q, (truth, guess) in enumerate(zip(asked.truth.tolist(), best, strict=True)):
+        name = data.classes[truth] if truth >= 0 else "no known landmark"
+        note = "no prediction" if guess is None else f"predicts {data.classes[guess[0]]}"
+        row = _row(asked, near, q, labels, data, name)
+        rows.append(row | {"note": note, "score": None if guess is None else guess[1]})
+    run.table("recognition", rows)
+
+
+def retrieval_analysis(
+    asked: Question,
+    found: Neighbors,
+    data: Landmarks,
+    held: Held,
+    analysis: Analysis,
+    run: Run,
+) -> None:
+    """Average precision of each query; queries with their first results."""
+    assert asked.truth is not None
+    assert asked.relevant is not None
+    names, rows, values, counts = asked.gallery.ids, [], [], []
+    for q, (truth, ranked) in enumerate(
+        zip(asked.truth.tolist(), top_names(found, names), strict=True)
+    ):
+        wanted = set(names[asked.relevant == truth].tolist())
+        values.append(average_precision(wanted, ranked, TOP))
+        counts.append(len(wanted))
+        row = _row(asked, found, q, asked.relevant, data, str(data.classes[truth]))
+        rows.append(row | {"ap": values[-1]})
+    analysis.retrieval = {"ap": values, "relevant": counts, "name": "AP@100"}
+    run.table("retrieval", rows)
+
+
+def _row(
+    asked: Question, found: Neighbors, q: int, labels: np.ndarray, data: Landmarks, name: str
+) -> dict[str, Any]:
+    """A query with its first results for the report's gallery."""
+    assert asked.truth is not None
+    truth = int(asked.truth[q])
+    results = []
+    for i, value in zip(found.index[q, :5].tolist(), found.score[q, :5].tolist(), strict=True):
+        if i >= 0:
+            label = int(labels[i])
+            results.append(
+                {
+                    "id": str(asked.gallery.ids[i]),
+                    "path": asked.gallery_paths[i],
+                    "label": str(data.classes[label]),
+                    "score": value,
+                    "right": label == truth,
+                }
+            )
+    query = {"id": str(asked.queries.ids[q]), "path": asked.query_paths[q], "label": name}
+    return {"query": query, "results": results}
+
+
+def score_rows(folder: Path, scores: dict[str, float]) -> list[dict[str, Any]]:
+    """This run's scores, with the frozen backbone's above them when that run lies beside it."""
+    rows = []
+    frozen = folder.parent / "frozen"
+    if frozen.resolve() != folder.resolve():
+        before = read_json(frozen / "summary.json")
+        known = {k: before[k] for k in scores if k in before}
+        if known:
+            rows.append({"name": "frozen", **_named(known), "note": "ImageNet weights, untrained"})
+    return [*rows, {"name": folder.name, **_named(scores)}]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as aligned text."""
+    columns = list(dict.fromkeys(key for row in rows for key in row if key not in ("name", "note")))
+    width = max([len(str(row["name"])) for row in rows] + [4])
+    lines = [" " * width + "".join(f"{c:>20}" for c in columns)]
+    for row in rows:
+        cells = "".join(f"{row[c]:20.4f}" if c in row else " " * 20 for c in columns)
+        lines.append(f"{row['name']:<{width}}{cells}")
+    return "\n".join(lines)
+
+
+def _named(scores: dict[str, float]) -> dict[str, float]:
+    """`{"GAP (test)": ...}` from `{"test/gap": ...}`, validation last."""
+    names = dict(METRICS.values())
+    order = sorted(scores, key=lambda key: (key.startswith("valid"), key))
+    return {f"{names[k.split('/')[1]]} ({k.split('/')[0]})": scores[k] for k in order}
+
+
+def _scores(scores: dict[str, float], metric: str, name: str) -> str:
+    parts = [
+        f"{k} {scores[f'{k}/{metric}']:.4f}" for k in ("valid", "test") if f"{k}/{metric}" in scores
+    ]
+    return f"; {name} {', '.join(parts)}" if parts else ""

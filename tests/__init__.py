@@ -1,0 +1,1 @@
+"""Tests mirror common/; oracles hold slow twins, bench holds speed and memory."""

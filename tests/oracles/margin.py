@@ -1,0 +1,71 @@
+"""Slow twins of the margin heads: one row, one class, one centre at a time, angles by acos."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def class_cosine(row: Tensor, centers: Tensor) -> Tensor:
+    """The largest cosine of a row to the centres of one class."""
+    return torch.stack([row @ c / (row.norm() * c.norm()) for c in centers]).max()
+
+
+def with_margin(kind: str, cosine: Tensor, margin: float) -> Tensor:
+    """The own class's cosine after the margin."""
+    if kind == "cosface":
+        return cosine - margin
+    angle = torch.acos(cosine)
+    if angle.item() + margin > math.pi:
+        return cosine - margin * math.sin(margin)
+    return torch.cos(angle + margin)
+
+
+def margin_loss(
+    kind: str,
+    embeddings: Tensor,
+    weight: Tensor,
+    labels: Sequence[int],
+    *,
+    k: int,
+    scale: float,
+    margins: Sequence[float],
+    label_smoothing: float = 0.0,
+    focal_gamma: float = 0.0,
+    class_weights: Sequence[float] | None = None,
+) -> Tensor:
+    """Weighted mean loss of the labelled rows."""
+    classes = len(weight) // k
+    losses, weights = [], []
+    for row, label in zip(embeddings, labels, strict=True):
+        if label == -1:
+            continue
+        logits = []
+        for c in range(classes):
+            cosine = class_cosine(row, weight[c * k : (c + 1) * k])
+            if c == label:
+                cosine = with_margin(kind, cosine, margins[label])
+            logits.append(scale * cosine)
+        p = torch.stack([z.exp() for z in logits])
+        p = p / p.sum()
+        loss = torch.zeros((), dtype=weight.dtype)
+        for c in range(classes):
+            target = label_smoothing / classes + (1 - label_smoothing) * (c == label)
+            loss = loss - target * p[c].log()
+        losses.append((1 - p[label]) ** focal_gamma * loss)
+        weights.append(1.0 if class_weights is None else class_weights[label])
+    return sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
+
+
+def minmax_power(counts: Sequence[int], a: float, b: float, lam: float) -> list[float]:
+    """haqishen's and Henkel's margins of classes that all have images."""
+    powers = [n**-lam for n in counts]
+    return [(p - min(powers)) / (max(powers) - min(powers)) * a + b for p in powers]
+
+
+def power(counts: Sequence[int], a: float, b: float, lam: float) -> list[float]:
+    """Ha's paper form of the margins."""
+    return [a * n**-lam + b for n in counts]

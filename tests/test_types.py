@@ -1,0 +1,71 @@
+"""Embeddings and Neighbors: files, order, bad input."""
+
+import numpy as np
+import pytest
+import torch
+
+from common.types import Embeddings, Neighbors, Table, decode_strings, encode_strings
+
+
+def made(n=5, dtype=torch.float32):
+    ids = np.array([f"id{i}é" for i in range(n)])
+    return Embeddings(ids, torch.randn(n, 3).to(dtype), {"run": "a", "views": [1, 2]})
+
+
+@pytest.mark.parametrize("n", [0, 1, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_saved_file_loads_as_the_same(tmp_path, n, dtype):
+    before = made(n, dtype)
+    before.save(tmp_path / "e.safetensors")
+    after = Embeddings.load(tmp_path / "e.safetensors")
+    assert after.ids.tolist() == before.ids.tolist()
+    assert torch.equal(after.vectors, before.vectors)
+    assert after.vectors.dtype == dtype
+    assert after.card == before.card
+
+
+def test_select_follows_the_asked_order_and_names_what_is_missing():
+    embeddings = made()
+    picked = embeddings.select(np.array(["id3é", "id0é", "id3é"]))
+    assert torch.equal(picked.vectors, embeddings.vectors[[3, 0, 3]])
+    with pytest.raises(KeyError, match="1 ids have no embedding, the first is 'nobody'"):
+        embeddings.select(np.array(["id1é", "nobody"]))
+    with pytest.raises(KeyError, match="nobody"):
+        made(0).select(np.array(["nobody"]))
+
+
+def test_files_that_are_not_embeddings(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"run infer\.py first"):
+        Embeddings.load(tmp_path / "none.safetensors")
+    (tmp_path / "half.safetensors").write_bytes(b"\x08")
+    with pytest.raises(ValueError, match="is not an embeddings file"):
+        Embeddings.load(tmp_path / "half.safetensors")
+
+
+def test_shapes_are_checked():
+    with pytest.raises(ValueError, match="ids and"):
+        Embeddings(np.array(["a"]), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="one shape"):
+        Neighbors(torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 2))
+
+
+def test_sorted_neighbors_break_ties_by_index_and_put_padding_last():
+    found = Neighbors(
+        torch.tensor([[5, -1, 2, 9, 1]]),
+        torch.tensor([[0.5, float("-inf"), 0.5, 0.9, 0.1]]),
+    ).sorted()
+    assert found.index.tolist() == [[9, 2, 5, 1, -1]]
+    assert found.top(2).index.tolist() == [[9, 2]]
+
+
+def test_strings_survive_any_width():
+    for words in (["a", "", "日本語", "x" * 40], [], ["abc"]):
+        array = np.array(words, dtype=np.str_)
+        assert decode_strings(encode_strings(array)).tolist() == words
+
+
+def test_tables_take_and_join():
+    table = Table(np.array(["a", "b"]), np.array([b"/a", b"/b"]), np.array([0, -1]))
+    both = Table.concatenate([table.take(np.array([1])), table])
+    assert both.ids.tolist() == ["b", "a", "b"]
+    assert both.labels.tolist() == [-1, 0, -1]

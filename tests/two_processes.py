@@ -1,0 +1,35 @@
+"""Started by test_fit under torchrun: three steps of SGD, on one process or two."""
+
+import sys
+from pathlib import Path
+
+from torch.utils.data import DataLoader
+
+from common.engine import distributed
+from common.engine.fit import fit
+from common.engine.settings import FitConfig, Stage
+from tests.test_fit import Batches, Head, Model, Pictures
+
+
+def main(folder: str) -> None:
+    """Train with uneven shards: one label in the data is ignored."""
+    config = FitConfig(
+        stages=[Stage(epochs=1, size=8)], batch_size=16, optimizer="sgd", lr=0.1, head_lr=0.1
+    )
+    model = Model()
+    model.neck[1].p = 0.0  # dropout differs between one process and two, as it must
+    with distributed.processes():
+        sampler = Batches(16, distributed.rank(), distributed.world())
+        fit(
+            model,
+            Head(),
+            config,
+            Path(folder),
+            loader=lambda stage: DataLoader(Pictures(), batch_sampler=sampler),
+            validate=lambda model, stage: {"valid/score": 1.0},
+            log=lambda step, metrics: None,
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
