@@ -200,8 +200,8 @@ def _same_ids(first: np.ndarray, other: np.ndarray, number: int) -> None:
     if len(different):
         row = different[0]
         raise ValueError(
-            f"blend_embeddings: ids differ from row {row} on: {first[row]!r} in model 0, "
-            f"{other[row]!r} in model {number}; bring them in one order with select()."
+            f"blend_embeddings: ids differ from row {row} on: {str(first[row])!r} in model 0, "
+            f"{str(other[row])!r} in model {number}; bring them in one order with select()."
         )
 
 

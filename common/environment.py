@@ -1,4 +1,4 @@
-"""What a result depends on besides its config: commit, machine, library versions, command line."""
+"""What a result depends on: commit, machine, library versions, command line, changed config."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from common.paths import REPOSITORY
+from common.report.files import plain
 
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "numpy", "opencv-python", "wandb")
 
@@ -54,6 +59,26 @@ def command_line() -> str:
     return f"{start} {shlex.join([script.as_posix(), *sys.argv[1:]])}"
 
 
+def tree(config: Any) -> Any:
+    """A config dataclass as nested dicts; anything else as it is."""
+    return asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
+
+
+def changes(config: Mapping[str, Any], default: Any) -> dict[str, list[Any]]:
+    """`{key: [default, here]}` of the values that differ, without names of places."""
+    if isinstance(default, str | Path):
+        default = yaml.safe_load(Path(default).read_text(encoding="utf-8"))
+    if not default:
+        return {}
+    before, after = _flat(plain(tree(default))), _flat(config)
+    skipped = ("track.", "out", "data.root")
+    return {
+        key: [before.get(key), after.get(key)]
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key) != after.get(key) and not key.startswith(skipped)
+    }
+
+
 def _git(folder: str | Path, *arguments: str) -> str:
     try:
         done = subprocess.run(
@@ -74,8 +99,17 @@ def _processor() -> str:
 
 
 def _gpus() -> list[str]:
-    import torch
-
-    if not torch.cuda.is_available():
+    torch = sys.modules.get("torch")  # a process that computes has it
+    if torch is None or not torch.cuda.is_available():
         return []
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

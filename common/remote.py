@@ -100,7 +100,7 @@ class Remote:
             wandb = importlib.import_module("wandb")
             thumbs, rows = table["thumbs"], [row for g in table["groups"] for row in g["rows"]]
             width = max((len(row["results"]) for row in rows), default=0)
-            columns = ["group", "id", "query", "label", "ap", "first", "note"]
+            columns = ["group", "id", "query", "label", "ap", "verdict", "note"]
             columns += [f"result_{place + 1}" for place in range(width)]
             data = []
             for group in table["groups"]:

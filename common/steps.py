@@ -1,7 +1,8 @@
 """Steps by name: `{name: alpha_qe, k: 10}` calls that function of the pipeline's modules.
 
 The signature is the schema. Arguments without a default come from the pipeline's state by their
-name; arguments with a default may be set in YAML. There is no registry: a public function or class
+name; arguments with a default may be set in YAML (else the state's entry of that name is taken, if
+it has one). There is no registry: a public function or class
 that a module defines is a step, under its snake_case name (and under any alias it is assigned to).
 """
 
@@ -73,7 +74,9 @@ def bind(
             raise ConfigError(
                 f"{at}{name} needs {missing[0]!r}, which this pipeline does not have here"
             )
-        return target(**{key: state[key] for key in needed}, **given)
+        # An argument that YAML left at its default is taken from the state when that has it.
+        offered = [key for key in settable if key in state and key not in given]
+        return target(**{key: state[key] for key in [*needed, *offered]}, **given)
 
     call.step = target  # type: ignore[attr-defined]
     call.__name__ = str(name)
@@ -89,7 +92,8 @@ def chain(
     as many leading arguments, and `Neighbors` always become `neighbors`. The given state stays.
 
     Raises:
-        ConfigError: at once, for a step that is unknown, badly set, or needs what nothing makes.
+        ConfigError: at once, for a step that is unknown, badly set, or needs what nothing makes,
+            and when no step makes neighbors.
     """
     bound = [bind(step, known, f"{where}[{i}]") for i, step in enumerate(steps)]
     made = set(available)
@@ -102,6 +106,9 @@ def chain(
                     f"available: {', '.join(sorted(made))}"
                 )
         made |= {"neighbors"} if get_type_hints(target).get("return") is Neighbors else set()
+
+    if "neighbors" not in made:
+        raise ConfigError(f"{where}: ends without neighbors, add for example {{name: knn, k: 100}}")
 
     def run(state: Mapping[str, Any]) -> dict[str, Any]:
         current = dict(state)

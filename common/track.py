@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-import yaml
-
 from common import environment, remote
 from common.paths import write_text
 from common.report.files import json_line, parse_lines, plain, read_json, write_json
@@ -45,28 +43,28 @@ class Run:
     def __init__(
         self,
         folder: str | Path,
-        config: Mapping[str, Any],
+        config: Any,
         track: TrackConfig,
         *,
         job_type: str = "train",
         resume: bool = True,
         rank: int = 0,
         best: Sequence[str] = (),
-        default: str | Path | Mapping[str, Any] | None = None,
+        default: Any = None,
         data: str | Mapping[str, Any] | None = None,
     ) -> None:
         """Open the files and start W&B.
 
         Args:
             folder: the run folder, made if missing.
-            config: the resolved config as nested dicts.
+            config: the resolved config, a dataclass or nested dicts.
             track: where to log.
             job_type: `train`, `infer` or `ensemble`; each has its own W&B run in a folder.
             resume: go on with this folder's W&B run and metrics; else start both anew (an `infer`
                 or `ensemble` leaves the metrics of the training alone).
             rank: of this process.
             best: metrics whose highest value and its step are kept in the summary.
-            default: the config to compare with (dict or YAML file), for the report.
+            default: the config that the report compares with: YAML file, dataclass or dict.
             data: fingerprint of the data.
 
         Raises:
@@ -83,8 +81,9 @@ class Run:
         if not resume and job_type == "train":
             for name in ("metrics.jsonl", "summary.json"):
                 (self.folder / name).unlink(missing_ok=True)
-        self._keep(lambda line: True)  # a half last line goes
-        settings = plain(dict(config))
+        if job_type == "train":  # another job leaves the file to a training that may be running
+            self._keep(lambda line: True)
+        settings = plain(environment.tree(config))
         record = {
             "name": track.name or self.folder.resolve().name,
             "group": track.group,
@@ -92,7 +91,7 @@ class Run:
             "git": environment.git_state(),
             "environment": environment.machine(),
             "command": environment.command_line(),
-            "changes": _changes(settings, default),
+            "changes": environment.changes(settings, default),
             "data": plain(data),
         }
         run_id = self._record(record, job_type, resume)
@@ -149,8 +148,9 @@ class Run:
         Args:
             name: of the table; letters, digits, `_` and `-`.
             rows: `{query: {id, path, label}, results: [{id, path, label, score, right}, ...]}` with
-                optional `note` and `ap`, results best first; `right` is None when unknown. All rows
-                are counted, pictures are read for the chosen ones only.
+                optional `note`, `ap`, `score`, `right` (of the query's prediction; unset, of its
+                first result), results best first; `right` is None when unknown. All rows are
+                counted, pictures are read for the chosen ones only.
             each: how many of the worst, the best and random queries are shown.
             top: results shown of each query.
             seed: of the random ones.
@@ -209,6 +209,8 @@ class Run:
         try:
             if self._file is None:
                 self._file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+                if not _ends_line(path):
+                    self._file.write("\n")
             self._file.write(line)
         except OSError as error:
             raise OSError(error.errno, f"Could not write {path}: {error.strerror}.") from error
@@ -246,6 +248,15 @@ class Run:
         write_json(path, {**read_json(path), **values})
 
 
+def _ends_line(path: Path) -> bool:
+    """Whether what is appended starts a line; not so behind one that a kill left half written."""
+    with open(path, "rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
 def _scalar(name: str, value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -254,28 +265,3 @@ def _scalar(name: str, value: Any) -> Any:
     except (AttributeError, ValueError, RuntimeError):
         shape = getattr(value, "shape", type(value).__name__)
         raise ValueError(f"Metric {name!r} must be one number, got {shape}.") from None
-
-
-def _changes(config: Mapping[str, Any], default: Any) -> dict[str, list[Any]]:
-    """`{key: [default, here]}` of the values that differ, without names of places."""
-    if isinstance(default, str | Path):
-        default = yaml.safe_load(Path(default).read_text(encoding="utf-8"))
-    if not default:
-        return {}
-    before, after = _flat(plain(dict(default))), _flat(config)
-    skipped = ("track.", "out", "data.root")
-    return {
-        key: [before.get(key), after.get(key)]
-        for key in dict.fromkeys([*before, *after])
-        if before.get(key) != after.get(key) and not key.startswith(skipped)
-    }
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found

@@ -29,16 +29,17 @@ def search_weights(
     """
     if n < 1:
         raise ValueError(f"search_weights: n must be at least 1, got {n}.")
+    if method not in ("coordinate", "simplex"):
+        raise ValueError(f"search_weights: method must be coordinate or simplex, got {method!r}.")
+    grid = _simplex(n, steps) if method == "simplex" else np.zeros((0, n))
     best = np.full(n, 1 / n)
     best_score = _measured(score, best)
     if method == "simplex":
-        for weights in _simplex(n, steps):
+        for weights in grid:
             value = _measured(score, weights)
             if value > best_score:
                 best, best_score = weights, value
         return best, best_score
-    if method != "coordinate":
-        raise ValueError(f"search_weights: method must be coordinate or simplex, got {method!r}.")
     generator = np.random.default_rng(seed)
     for _ in range(rounds if n > 1 else 0):
         before = best_score

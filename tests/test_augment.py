@@ -114,7 +114,9 @@ def test_fit_equals_pillow(shape):
     results = {fit: build("none", SIZE, False, fit=fit)(image) for fit in ("squash", "pad", "crop")}
     assert torch.equal(build("none", SIZE, False)(image), results["squash"])
     assert close_to_pillow(results["squash"], source.resize(box, bilinear))
-    assert close_to_pillow(results["crop"], ImageOps.fit(source, box, bilinear))
+    top, left = ((side - min(shape)) // 2 for side in shape)
+    centre = source.crop((left, top, left + min(shape), top + min(shape)))
+    assert close_to_pillow(results["crop"], centre.resize(box, bilinear))
     assert close_to_pillow(results["pad"], ImageOps.pad(source, box, bilinear))
 
 
@@ -214,8 +216,8 @@ def test_affine_numbers():
     zooms = {"name": "affine", "degrees": 0.0, "zoom": 0.2}
     filled = torch.stack([(run(zooms, white, seed)[0] > 0).float().mean() for seed in range(100)])
     assert 0.62 < filled.min() < 0.7  # (1 - 0.2) ** 2
-    turned = torch.stack([run({"name": "affine"}, white, seed)[0, 0] for seed in range(50)])
-    assert 15 <= (turned == 0).sum(1).max() <= 18  # tan(10 degrees) * 100 is 17.6
+    lost = [(run({"name": "affine"}, white, seed)[0] == 0).float().mean() for seed in range(50)]
+    assert 0.063 < max(lost) < 0.074  # four corners of a square turned by 10 degrees: 7.3 %
 
 
 def test_pointwise_steps():
@@ -236,7 +238,7 @@ def test_pointwise_steps():
     assert blurred.diff(dim=2).abs().mean() < image.float().diff(dim=2).abs().mean()
     fine = (run({"name": "jpeg", "lowest": 100}, image).float() - image).abs().mean()
     coarse = (run({"name": "jpeg", "lowest": 5, "highest": 5}, image).float() - image).abs().mean()
-    assert fine < 1.5 < coarse
+    assert fine < 3 < 6 < coarse
 
 
 def test_cutout_covers_its_share():
@@ -282,6 +284,7 @@ def test_grid_shuffle_moves_whole_tiles():
         ([{"name": "resize"}, {"name": "random_crop"}], "random_crop brings the picture to size"),
         ([{"name": "resize", "fit": "stretch"}], "got 'stretch'"),
         ([{"name": "random_crop", "margin": 0.5}], "at least 1, got 0.5"),
+        ([{"name": "jpeg", "highest": 101}], "1 to 100, got 60 to 101"),
     ],
 )
 def test_errors_say_what_is_known(recipe, message):

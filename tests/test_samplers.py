@@ -42,11 +42,6 @@ def epoch_draws(sampler, epoch=0, start=0):
     return list(sampler)
 
 
-def most_in_a_batch(labels, batches, k):
-    """Over batches, how many groups of k the most frequent class has."""
-    return max(np.unique(labels[rows], return_counts=True)[1].max() for rows in batches) // k
-
-
 # --- what all have in common
 
 

@@ -118,3 +118,8 @@ def test_a_chain_is_checked_before_it_runs():
 def test_help_lists_settings_and_first_lines():
     text = help_text("search:", KNOWN)
     assert "{name: alpha_qe, k: 10, alpha: 3.0}\n      Expanded queries." in text
+
+
+def test_a_chain_must_make_neighbors():
+    with pytest.raises(ConfigError, match="search: ends without neighbors"):
+        chain([{"name": "alpha_qe"}], KNOWN, {"queries", "gallery"}, "search")

@@ -27,12 +27,12 @@ from common.data.images import ImageError, read_image
 Array = np.ndarray
 
 FARTHEST = 10  # of 64 bits; beyond, the bands are so short that most pairs share one
-BUCKET = 128  # hashes that are compared each with each; a larger bucket is split by more bits
+BUCKET = 64  # times the bands: hashes compared each with each; larger buckets are split further
 PENDING = 4_000_000  # pairs held before they are folded into groups, 64 MB
 
 
 def difference_hash(image: Array) -> np.uint64:
-    """64-bit difference hash: is a pixel brighter than its left neighbour, on 9 x 8 grey pixels?
+    """64-bit difference hash: is a cell brighter than its left neighbour, on 9 x 8 grey cells?
 
     Survives resizing, recompression and changes of brightness; not crops, flips or rotation. Images
     without structure (one colour) all have hash 0.
@@ -44,10 +44,11 @@ def difference_hash(image: Array) -> np.uint64:
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"Need an (H, W, 3) uint8 RGB image, got {image.shape} {image.dtype}.")
-    # Shrunk in colour first: a grey copy in full size would cost more than the rest.
-    small = cv2.resize(image, (9, 8), interpolation=cv2.INTER_AREA)
-    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
-    return np.uint64(np.packbits(grey[:, 1:] > grey[:, :-1]).view(">u8")[0])
+    # Floats, since whole grey levels tie at random; and by more than one level, since otherwise
+    # JPEG noise decides on every white background.
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    cells = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA)
+    return np.uint64(np.packbits(np.diff(cells, axis=1) > 1).view(">u8")[0])
 
 
 def difference_hashes(
@@ -203,6 +204,7 @@ def _close(values: Array, distance: int) -> Iterator[Array]:
         return
     # Neighbouring pixels are alike: in shuffled order they spread over the bands.
     bits = np.uint64(1) << np.random.default_rng(0).permutation(64).astype(np.uint64)
+    most = BUCKET * (distance + 1)
     todo: list[tuple[Array, Array, list[np.uint64]]] = [(np.arange(len(values)), bits, [])]
     while todo:
         rows, free, earlier = todo.pop()
@@ -217,7 +219,7 @@ def _close(values: Array, distance: int) -> Iterator[Array]:
             size = np.diff(stops, prepend=0)
             left = np.repeat(stops, size) - np.arange(len(rows))
             # With fewer free bits than bands every pair of the bucket is close: nothing to split.
-            large = np.repeat((size > BUCKET) & (len(rest) > distance), size)
+            large = np.repeat((size > most) & (len(rest) > distance), size)
             yield from _compare(values, rows[order[~large]], left[~large], distance, earlier)
             if large.any():
                 todo.append((rows[order[large]], rest, earlier))

@@ -16,16 +16,13 @@ import numpy as np
 from PIL import Image
 
 # Corrupt files are reported through ImageError, once; OpenCV would log each of them as well.
-if hasattr(cv2, "setLogLevel"):
-    cv2.setLogLevel(0)
-else:
-    cv2.utils.logging.setLogLevel(0)
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 # Pillow reads headers only: its remarks on pixel counts and metadata do not matter here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 Box = tuple[int, int, int, int]
 
-_REDUCED = {  # IMREAD_REDUCED_COLOR_* without its BGR bit: RGB and BGR cannot be asked for together
+_REDUCED = {  # IMREAD_REDUCED_COLOR_* without its BGR bit: BGR and RGB cannot be asked for together
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_COLOR_RGB,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4 | cv2.IMREAD_COLOR_RGB,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2 | cv2.IMREAD_COLOR_RGB,
@@ -98,7 +95,7 @@ def _header(path: str | bytes | Path, data: bytes) -> tuple[int, int, bool]:
         with Image.open(io.BytesIO(data)) as header:
             width, height = header.size
             return width, height, header.format in ("JPEG", "MPO")
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{_name(path)}: {error}") from None
     except Exception:  # parsers of broken files raise anything from struct.error to KeyError
         raise ImageError(f"{_name(path)}: not an image that can be read") from None

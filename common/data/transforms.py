@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import cv2
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
@@ -111,11 +112,6 @@ def affine(
     )
 
 
-def jpeg(*, lowest: int = 60, highest: int = 100, p: float = 1.0) -> Transform:
-    """Compress with a random JPEG quality."""
-    return _sometimes(v2.JPEG((lowest, highest)), p)
-
-
 def color(
     *, brightness: float = 0.2, contrast: float = 0.2, saturation: float = 0.0, p: float = 1.0
 ) -> Transform:
@@ -148,6 +144,25 @@ def noise(*, sigma: float = 0.05, p: float = 0.1) -> Transform:
 def trivial_augment() -> Transform:
     """One random operation of a random strength (TrivialAugment, wide)."""
     return v2.TrivialAugmentWide()  # type: ignore[no-any-return]
+
+
+class Jpeg:
+    """Compress with a random JPEG quality, 4:2:0."""
+
+    def __init__(self, *, lowest: int = 60, highest: int = 100, p: float = 1.0) -> None:
+        if not 1 <= lowest <= highest <= 100:
+            raise ConfigError(f"jpeg quality must be 1 to 100, got {lowest} to {highest}")
+        self.lowest, self.highest, self.p = lowest, highest, p
+
+    def __call__(self, image: Tensor) -> Tensor:  # noqa: D102
+        if torch.rand(()).item() >= self.p:
+            return image
+        quality = int(torch.randint(self.lowest, self.highest + 1, ()))
+        # OpenCV, because torchvision has announced the end of its own codecs, v2.JPEG's engine.
+        blue_first = image.flip(0).permute(1, 2, 0).numpy()
+        _, data = cv2.imencode(".jpg", blue_first, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        decoded = torch.from_numpy(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB))
+        return decoded.permute(2, 0, 1).contiguous()
 
 
 class Cutout:

@@ -18,7 +18,7 @@ from common.models.pooling import build_pooling
 from common.models.stages import Stages, freeze
 from common.models.weights import load_backbone
 
-NECKS = ("none", "bn", "fc_bn", "fc_bn_prelu")
+NECKS = ("none", "bn", "fc_bn", "fc_bn_prelu", "fc_swish")
 FUSIONS = ("none", "dolg")
 
 
@@ -36,7 +36,7 @@ class ModelConfig:
     fusion: str = "none"  # none | dolg (two stages: local features, then global)
     fusion_dim: int = 1024  # channels of dolg; its vector is twice as long
     fusion_dilations: list[int] = field(default_factory=lambda: [6, 12, 18])  # 3, 6, 9 if small
-    neck: str = "bn"  # none | bn | fc_bn | fc_bn_prelu
+    neck: str = "bn"  # none | bn | fc_bn | fc_bn_prelu | fc_swish
     dim: int = 512  # length of the embedding with an fc neck; without one the pooled length stays
     dropout: float = 0.0  # on the pooled vector, before the neck
     drop_path: float = 0.0  # stochastic depth of the backbone
@@ -53,7 +53,7 @@ class Embedder(nn.Module):
 
     Args:
         config: see the comments of `ModelConfig`.
-        pretrained: False where a state dict is loaded right after; nothing is then looked for.
+        load: False where a state dict follows: no pretrained weights are then looked for.
 
     Raises:
         ValueError: a setting that does not exist or that this backbone cannot do.
@@ -63,14 +63,14 @@ class Embedder(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, config: ModelConfig, *, pretrained: bool = True) -> None:
+    def __init__(self, config: ModelConfig, *, load: bool = True) -> None:
         super().__init__()
         _choose("neck", config.neck, NECKS)
         _choose("fusion", config.fusion, FUSIONS)
         self.config = config
         self.backbone, self.card = load_backbone(
             config.backbone,
-            config.weights if pretrained else "none",
+            config.weights if load else "none",
             in_size=config.in_size,
             drop_path=config.drop_path,
         )
@@ -194,9 +194,11 @@ def _build_neck(config: ModelConfig, pooled: int) -> tuple[nn.Module, int]:
         # A shift would move the origin that cosines are taken from (whale 2019, 1st and 2nd).
         norm.bias.requires_grad_(False)
         return norm, pooled
-    linear = nn.Linear(pooled, config.dim, bias=config.neck == "fc_bn_prelu")
+    linear = nn.Linear(pooled, config.dim, bias=config.neck in ("fc_bn_prelu", "fc_swish"))
     # Orthonormal rows keep distances nearly: a fresh neck does not spoil good features.
     nn.init.orthogonal_(linear.weight)
+    if config.neck == "fc_swish":  # landmark recognition 2020, 3rd
+        return nn.Sequential(linear, nn.SiLU()), config.dim
     parts: list[nn.Module] = [linear, nn.BatchNorm1d(config.dim)]
     if config.neck == "fc_bn_prelu":  # "option D" of landmark recognition 2020, 1st
         parts.append(nn.PReLU())

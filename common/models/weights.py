@@ -139,8 +139,8 @@ def hub_file(name: str, *, timeout: float = 4.0) -> Path:
 def read_state(path: Path) -> State:
     """The tensors of a weight file by the backbone's own names, on the CPU.
 
-    Containers (`state_dict`, `model`) and prefixes (`module.`, `backbone.`, `_orig_mod.`) are taken
-    off, and of a whole embedder only the backbone is kept.
+    Containers (`state_dict`, `model`) and prefixes (`module.`, `model.`, `backbone.`) are taken off;
+    of a run's `weights.safetensors` only the backbone is kept.
 
     Raises:
         ValueError: not a weight file, or one that would have to run code to be read.
@@ -152,16 +152,17 @@ def read_state(path: Path) -> State:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise ValueError(
-            f"{path} cannot be read as plain tensors ({str(error).splitlines()[0][:120]}): "
-            "save its state dict as .safetensors."
+            f"{path} cannot be read as plain tensors ({reason}): save its state dict as "
+            ".safetensors."
         ) from None
     for key in ("state_dict", "model", "state_dict_ema"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
         raise ValueError(f"{path} holds no state dict: save model.state_dict() as .safetensors.")
-    for prefix in ("module.", "_orig_mod.", "backbone."):
+    for prefix in ("module.", "_orig_mod.", "model.", "backbone."):
         if any(key.startswith(prefix) for key in state):
             state = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
     return state

@@ -2,7 +2,8 @@
 
 A row is `{query: {id, path, label}, results: [{id, path, label, score, right}, ...], note, ap}`;
 `right` is True, False or None (unknown), `box` (x0, y0, x1, y1) and `title` (text shown below) may
-stand beside any path. Results come best first.
+stand beside any path. Results come best first. A row's own `score` and `right` stand for its
+prediction where that is not its first result (a vote over several).
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def confusions(rows: Sequence[Row], *, limit: int = 8) -> list[Row]:
     """
     found: dict[tuple[str, str], Row] = {}
     for row in rows:
-        if _right(row) is not False:
+        if _right(row) is not False or not len(row.get("results", ())):
             continue
         result, query = row["results"][0], row["query"]
         key = (str(query.get("label")), str(result.get("label")))
@@ -153,18 +154,25 @@ def templates() -> Environment:
 
 
 def _right(row: Row) -> bool | None:
-    results = row.get("results", ())
-    right = results[0].get("right") if len(results) else None
+    right = _first(row, "right")
     return None if right is None else bool(right)
 
 
 def _score(row: Row) -> float:
-    results = row.get("results", ())
-    score = results[0].get("score") if len(results) else None
+    score = _first(row, "score")
     return float("-inf") if score is None or np.isnan(score) else float(score)
+
+
+def _first(row: Row, key: str) -> Any:
+    """What the row says itself, else its first result."""
+    results = row.get("results", ())
+    return row[key] if key in row else results[0].get(key) if len(results) else None
 
 
 def _quality(row: Row, by_ap: bool) -> float:
     if by_ap:
         return float(row["ap"])
-    return -_score(row) if _right(row) is False else _score(row)
+    score = _score(row)
+    if _right(row) is False:  # no prediction at all is the mildest mistake
+        return -score if np.isfinite(score) else 0.0
+    return score

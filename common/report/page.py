@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from markupsafe import Markup
 
 from common.paths import write_text
@@ -55,6 +56,7 @@ def write_report(folder: str | Path, *sections: Section, title: str | None = Non
         raise FileNotFoundError(f"No run folder {folder}: give the `out` of a training.")
     jobs = read_json(folder / "track.json")
     job: Json = jobs.get("train") or next(iter(jobs.values()), {})
+    changes = {key: pair for one in jobs.values() for key, pair in one.get("changes", {}).items()}
     analysis = load_analysis(folder)
     summary, card = read_json(folder / "summary.json"), read_json(folder / "card.json")
     tables, limit = _fitting([read_json(path) for path in sorted(folder.glob("tables/*.json"))])
@@ -73,12 +75,12 @@ def write_report(folder: str | Path, *sections: Section, title: str | None = Non
         tables=tables,
         limit=limit,
         sections=[_custom(section) for section in sections],
-        changes=job.get("changes") or {},
+        changes={key: list(map(_flow, pair)) for key, pair in changes.items()},
         config=_text(folder / "config.yaml"),
         summary=_scalars(summary),
         card=_scalars(card),
         environment=_environment(job),
-        commands=_commands(job, analysis, folder),
+        commands=_commands(job, jobs, analysis, folder),
     )
     write_text(folder / "report.html", text)
     return folder / "report.html"
@@ -130,7 +132,8 @@ def _scalars(values: Json) -> Json:
 
 def _fitting(tables: list[Json]) -> tuple[list[Json], int]:
     """The tables that can be shown, and how many rows of each group keep the page under BUDGET."""
-    tables = [table for table in tables if table.get("groups") and "thumbs" in table]
+    needed = {"name", "total", "groups", "confusions", "thumbs"}
+    tables = [table for table in tables if needed <= table.keys() and table["groups"]]
     limit = max((len(group["rows"]) for table in tables for group in table["groups"]), default=1)
     while limit > 1 and sum(_weight(table, limit) for table in tables) > BUDGET:
         limit -= 1
@@ -166,12 +169,19 @@ def _environment(job: Json) -> Json:
     }
 
 
-def _commands(job: Json, analysis: Analysis, folder: Path) -> list[str]:
+def _commands(job: Json, jobs: Json, analysis: Analysis, folder: Path) -> list[str]:
     git = job.get("git") or {}
     found = [f"git checkout {git['commit'][:12]}"] if git.get("commit") else []
-    found += [job["command"]] if job.get("command") else []
+    found += [one["command"] for one in jobs.values() if one.get("command")]
     found += analysis.commands
-    return [*found, f"python -m common.report.page {folder.name}"] if found else []
+    place = folder.name if folder.is_absolute() else folder.as_posix()
+    return [*found, f"python -m common.report.page {place}"] if found else []
+
+
+def _flow(value: Any) -> str:
+    """A config value as it is written on one line of YAML."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False)
+    return text.removesuffix("\n...\n").strip()
 
 
 def _text(path: Path) -> str:

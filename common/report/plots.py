@@ -242,6 +242,7 @@ def _label(axes: Any, x_label: str, y_label: str, legend: bool = False) -> None:
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.tick_params(which="both", length=0)
+    axes.tick_params(axis="x", pad=6)
     if legend:
         axes.legend(
             loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderaxespad=0.2,

@@ -34,12 +34,16 @@ def quantile_scale(neighbors: Neighbors, *, quantiles: int = 1000) -> Neighbors:
         return Neighbors(neighbors.index, neighbors.score)
     _refuse_nan(values, "quantile_scale")
     ordered = values.sort().values
-    wanted = torch.linspace(
-        0, 1, min(quantiles, len(values)), dtype=torch.float64, device=values.device
+    last = min(quantiles, len(values)) - 1
+    step = torch.arange(last + 1, device=values.device)
+    # In whole numbers: a place that rounds to the wrong side moves the edge of a run of ties.
+    at, rest = step * (len(values) - 1) // max(last, 1), step * (len(values) - 1) % max(last, 1)
+    above = ordered[(at + 1).clamp(max=len(values) - 1)]
+    knots = torch.lerp(ordered[at], above, rest.double() / max(last, 1))
+    wanted = step.double() / max(last, 1)
+    scaled = torch.cat(
+        [_normal_score(part, knots, wanted) for part in torch.split(values, 1 << 22)]
     )
-    at = wanted * (len(values) - 1)
-    knots = torch.lerp(ordered[at.floor().long()], ordered[at.ceil().long()], at - at.floor())
-    scaled = torch.cat([_normal_score(part, knots, wanted) for part in values.split(1 << 22)])
     score = neighbors.score.clone()
     score[real] = scaled.float()
     return Neighbors(neighbors.index, score)
@@ -62,9 +66,10 @@ def gallery_penalty(
         ValueError: the pipeline has no negatives.
     """
     check_rows(neighbors.index, len(gallery), "gallery_penalty", "the gallery")
-    used, place = neighbors.index.clamp(min=0).unique(return_inverse=True)
+    used, place = torch.unique(neighbors.index.clamp(min=0), return_inverse=True)
     rows = used.to(gallery.vectors.device)
-    likeness = _likeness(gallery.vectors[rows], negatives, top, "gallery_penalty")
+    some = Embeddings(gallery.ids[used.cpu().numpy()], gallery.vectors[rows])
+    likeness = _likeness(some, negatives, top, "gallery_penalty")
     score = neighbors.score - weight * likeness.to(neighbors.score.device)[place]
     return Neighbors(neighbors.index, score).sorted()
 
@@ -85,7 +90,7 @@ def query_penalty(
     Raises:
         ValueError: the pipeline has no negatives.
     """
-    likeness = _likeness(queries.vectors, negatives, top, "query_penalty")
+    likeness = _likeness(queries, negatives, top, "query_penalty")
     score = neighbors.score - weight * likeness.to(neighbors.score.device)[:, None]
     return Neighbors(neighbors.index, score)
 
@@ -119,7 +124,7 @@ def distractors(
     answered = first >= 0
     new = torch.full_like(best, torch.inf)
     if similarity > 0:
-        alike = _likeness(queries.vectors, negatives, top, "distractors").to(best.device)
+        alike = _likeness(queries, negatives, top, "distractors").to(best.device)
         new = torch.where(alike > similarity, -alike, new)
     if limit > 0 and bool(answered.any()):
         frequency = torch.bincount(first[answered])[first.clamp(min=0)].to(best.dtype)
@@ -156,15 +161,17 @@ def decide(
 
 
 def _likeness(
-    vectors: torch.Tensor, negatives: Embeddings | None, top: int, step: str
+    images: Embeddings, negatives: Embeddings | None, top: int, step: str
 ) -> torch.Tensor:
-    """Mean similarity of each vector to its `top` nearest negatives, `(N,)`."""
+    """Mean similarity of each image to its `top` nearest negatives but itself, `(N,)`."""
     if negatives is None or not len(negatives):
         raise ValueError(
             f"{step} needs embeddings of images known to be of no class, and this pipeline has no "
             "negatives: give such images (for landmarks: data.negatives) or remove the step."
         )
-    return search(vectors, negatives.vectors, min(top, len(negatives))).score.float().mean(1)
+    near = search(images, negatives, min(top, len(negatives)), exclude_self=True)
+    real = near.index >= 0
+    return near.score.masked_fill(~real, 0.0).sum(1) / real.sum(1).clamp(min=1)
 
 
 def _normal_score(values: torch.Tensor, knots: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
@@ -176,7 +183,8 @@ def _normal_score(values: torch.Tensor, knots: torch.Tensor, shares: torch.Tenso
     share = torch.where(values == knots[0], 0.0, share)
     share = torch.where(values == knots[-1], 1.0, share)
     edge = float(torch.special.ndtri(torch.tensor(_EDGE, dtype=torch.float64)))
-    return torch.special.ndtri(share).clamp(edge, -edge)
+    deviates: torch.Tensor = torch.special.ndtri(share)
+    return deviates.clamp(edge, -edge)
 
 
 def _interpolate(at: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -95,6 +95,7 @@ def insert_step(
     label, sure, _ = (
         t.to(device) for t in predict_labels(gallery, train, train_labels, voting=voting)
     )
+    asked = asked.masked_fill(asked < 0, -2)  # no label is nobody's label
     equal = (asked[:, None] == label[neighbors.index.clamp(min=0)]) & (neighbors.index >= 0)
     lifted, (_, high) = _lift(neighbors, equal), row_range(neighbors)
     # Gallery by label, then most confident first, then row: a label's images are one run.
@@ -137,7 +138,7 @@ def _agreement(
     """
     check_rows(neighbors.index, len(gallery), "label re-ranking", "the gallery")
     device, real = neighbors.index.device, neighbors.index >= 0
-    used = neighbors.index[real].unique()
+    used = torch.unique(neighbors.index[real])
     rows = used.to(gallery.vectors.device)
     some = gallery
     if len(used) < len(gallery):
@@ -148,7 +149,8 @@ def _agreement(
     label[used] = found.to(device)
     cosine = torch.zeros(len(gallery) + 1, device=device)
     cosine[used] = nearest.to(device)
-    equal = (asked.to(device)[:, None] == label[neighbors.index]) & real
+    label = label[neighbors.index]
+    equal = (asked.to(device)[:, None] == label) & (label >= 0) & real
     return equal, cosine[neighbors.index]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -88,9 +89,9 @@ def extract(
         return _pack(np.zeros((0, 2)), None, features, (width, height))
     if features == "sift":
         # One detector per call: they are cheap, and not meant for several threads at once.
-        sift = cv2.SIFT_create(nfeatures=keypoints)
+        sift: Any = cv2.SIFT.create(nfeatures=keypoints)
         found, descriptors = sift.detectAndCompute(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None)
-        points = cv2.KeyPoint.convert(found) if found else np.zeros((0, 2))
+        points = np.asarray(cv2.KeyPoint.convert(found)) if found else np.zeros((0, 2))
         # OpenCV keeps all that tie with the last one.
         points, descriptors = points[:keypoints], descriptors if found else None
         return _pack(points, descriptors, features, (width, height))

@@ -15,7 +15,7 @@ from typing import TypeVar
 import cv2
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from common.data.images import ImageError
@@ -113,7 +113,9 @@ def _extract_missing(
     """Fill the store with the features of these images; warn of those that cannot be read."""
     missing = [key for key in keys.tolist() if key not in store]
     network = settings.features != "sift"
-    options = {"features": settings.features, "keypoints": settings.keypoints}
+
+    def found_in(image: np.ndarray) -> LocalFeatures:
+        return extract(image, settings.features, keypoints=settings.keypoints, device=device)
 
     def work(key: int) -> np.ndarray | LocalFeatures | ImageError:
         try:
@@ -121,7 +123,7 @@ def _extract_missing(
         except ImageError as error:
             return error
         # One network serves one image at a time, from this thread's caller; SIFT runs here.
-        return image if network else extract(image, **options)
+        return image if network else found_in(image)
 
     done: list[tuple[int, LocalFeatures]] = []
     unread: list[ImageError] = []
@@ -134,14 +136,14 @@ def _extract_missing(
                     unread.append(found)
                     continue
                 if isinstance(found, np.ndarray):
-                    found = extract(found, **options, device=device)
+                    found = found_in(found)
                 done.append((key, found))
                 if len(done) == IMAGES_PER_SHARD:
-                    store.append(*zip(*done, strict=True))
+                    store.append(done)
                     done = []
         finally:  # what is done is kept, also at Ctrl-C
             if done:
-                store.append(*zip(*done, strict=True))
+                store.append(done)
     if unread:
         warnings.warn(
             f"{len(unread)} of {len(keys)} images could not be read and count as 0 inliers, the "
@@ -160,6 +162,8 @@ def _verify_missing(
     device: str,
 ) -> None:
     """Fill the pair store; work goes out query by query, so that a query is unpacked once."""
+    if not len(a):
+        return
     _, first = np.unique(pair_keys(a, b), return_index=True)
     order = first[np.argsort(a[first], kind="stable")]
     a, b = a[order], b[order]
@@ -205,7 +209,7 @@ def _flush(pairs: PairStore, done: list[tuple[np.ndarray, np.ndarray]]) -> None:
 def _in_order(
     pool: ThreadPoolExecutor, work: Callable[[S], T], items: Iterable[S], ahead: int
 ) -> Iterator[T]:
-    """`pool.map` that starts only `ahead` items before the one that is read: memory stays bounded."""
+    """`pool.map` that starts only `ahead` items before the one being read, to bound memory."""
     waiting: deque[Future[T]] = deque()
     for item in items:
         waiting.append(pool.submit(work, item))

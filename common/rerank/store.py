@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from common.paths import atomic, write_text
@@ -34,13 +34,13 @@ def settings_folder(root: Path, kind: str, settings: Mapping[str, Any]) -> Path:
 
 
 def image_key(path: bytes) -> int:
-    """63 bits for a file as it is now: path, length and time; negative for one that is not there."""
+    """63 bits for a file as it is now: path, length, time; negative for one that is not there."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
         status = None
     text = f"{status.st_size} {status.st_mtime_ns} ".encode() if status else b""
-    key = int.from_bytes(hashlib.blake2b(text + path, digest_size=8).digest(), "big") >> 1
+    key = int.from_bytes(hashlib.blake2b(path, digest_size=8).digest(), "big") >> 1
     return key if status else -1 - key
 
 
@@ -62,7 +62,7 @@ class FeatureStore:
         self._place: dict[int, tuple[int, int, int]] = {}  # key -> shard, first row, row behind
         self._sizes: dict[int, tuple[int, int]] = {}
         self._shards: list[Any] = []
-        for path in shard_files(folder):
+        for path in _shard_files(folder):
             self._open(path)
 
     def __contains__(self, key: int) -> bool:
@@ -71,16 +71,16 @@ class FeatureStore:
     def __len__(self) -> int:
         return len(self._place)
 
-    def append(self, keys: list[int], found: list[LocalFeatures]) -> None:
-        """Write one shard."""
-        order = np.argsort(np.array(keys, dtype=np.int64))
-        found = [found[i] for i in order]
+    def append(self, images: list[tuple[int, LocalFeatures]]) -> None:
+        """Write one shard of keys and their features."""
+        images = sorted(images, key=lambda image: image[0])
+        found = [features for _, features in images]
         path = _write(
             self._folder,
             {
-                "keys": np.array(keys, dtype=np.int64)[order],
+                "keys": np.array([key for key, _ in images], dtype=np.int64),
                 "counts": np.array([len(f) for f in found], dtype=np.int64),
-                "sizes": np.array([f.size for f in found], dtype=np.int32).reshape(-1, 2),
+                "sizes": np.array([f.size for f in found], dtype=np.int32),
                 "points": np.concatenate([f.points for f in found]),
                 "descriptors": np.concatenate([f.descriptors for f in found]),
             },
@@ -98,7 +98,7 @@ class FeatureStore:
         )
 
     def _open(self, path: Path) -> None:
-        shard = safe_open(str(path), framework="np")  # mapped, holds no file handle
+        shard = _open_shard(path)
         stops = shard.get_tensor("counts").cumsum()
         starts = stops - shard.get_tensor("counts")
         keys = shard.get_tensor("keys").tolist()
@@ -116,7 +116,7 @@ class PairStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        shards = [safe_open(str(path), framework="np") for path in shard_files(folder)]
+        shards = [_open_shard(path) for path in _shard_files(folder)]
         keys = np.concatenate([np.zeros(0, np.uint64), *(s.get_tensor("keys") for s in shards)])
         counts = np.concatenate(
             [np.zeros((0, 2), np.int32), *(s.get_tensor("counts") for s in shards)]
@@ -153,6 +153,15 @@ def _write(folder: Path, tensors: dict[str, np.ndarray]) -> Path:
     return path
 
 
-def shard_files(folder: Path) -> list[Path]:
+def _open_shard(path: Path) -> Any:
+    try:
+        return safe_open(str(path), framework="np")  # mapped into memory, holds no file handle
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): delete it, it will be made again."
+        ) from None
+
+
+def _shard_files(folder: Path) -> list[Path]:
     # A leading dot is a shard that was being written when its run was killed.
     return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("."))

@@ -42,7 +42,8 @@ def group(index: torch.Tensor, score: torch.Tensor, *, reduce: str = "sum") -> N
 def row_range(neighbors: Neighbors) -> tuple[torch.Tensor, torch.Tensor]:
     """Lowest and highest score of each row without its padding, `(Q,)` each; 0 for an empty row."""
     if not neighbors.index.shape[1]:
-        return neighbors.score.new_zeros(2, len(neighbors)).unbind()
+        zeros = neighbors.score.new_zeros(len(neighbors))
+        return zeros, zeros
     real = neighbors.index >= 0
     low = neighbors.score.masked_fill(~real, torch.inf).amin(1)
     high = neighbors.score.masked_fill(~real, -torch.inf).amax(1)
@@ -86,7 +87,8 @@ def predict_labels(
 
     The label with the largest summed similarity wins, the lower one at a tie; confidence is that
     sum / voting; the cosine is to the nearest train image of that label. `(N,)` each. Origin:
-    landmark retrieval 2019 1st place (arXiv 1906.04087).
+    landmark retrieval 2019 1st place (arXiv 1906.04087). An image of train does not vote for
+    itself; nobody's vote is label -1.
 
     Raises:
         ValueError: `train` is None, empty, or has no label.
@@ -102,7 +104,7 @@ def predict_labels(
         known = torch.nonzero(train_labels >= 0)[:, 0].cpu()
         train = Embeddings(train.ids[known.numpy()], train.vectors[known.to(train.vectors.device)])
         train_labels = train_labels[known.to(train_labels.device)]
-    near = search(images, train, min(voting, len(train)))
+    near = search(images, train, min(voting, len(train)), exclude_self=True)
     labels, scores = voters(
         near.index, near.score, train_labels.to(near.index.device), near.index.shape[1]
     )

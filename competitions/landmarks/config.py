@@ -6,13 +6,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from common.models.embedder import ModelConfig
+import numpy as np
+import torch
 
 from common import config
-from common.data import samplers
+from common.data import augment, samplers
 from common.engine.extract import ViewConfig
-from common.engine.settings import FitConfig
+from common.engine.settings import FitConfig, resolve_precision, this_device
 from common.losses import total
+from common.models.embedder import ModelConfig
 from common.rerank import decide, labels, local
 from common.retrieval import expand, search, whiten
 from common.steps import bind, catalog, chain, help_text
@@ -80,12 +82,38 @@ def check(settings: Config) -> Config:
         raise config.ConfigError(
             f"ensemble.by={settings.ensemble.by!r}: choose embeddings, scores or ranks."
         )
+    for scale in settings.view.scales:
+        if not 0 < scale <= 1:
+            raise config.ConfigError(
+                f"view.scales has {scale}: they are shares of view.size, the largest view, in (0, 1]."
+            )
+    if not settings.view.scales:
+        raise config.ConfigError("view.scales is empty: [1.0] is a single view.")
+    for recipe in (settings.train.augment, *(s.augment for s in settings.train.stages)):
+        if recipe is not None:
+            augment.build(recipe, 32, True)
+    resolve_precision(settings.train.precision, this_device())
+    if not settings.loss:
+        raise config.ConfigError(f"loss: is empty, name at least one of: {', '.join(total.KNOWN)}")
     for i, term in enumerate(settings.loss):
         bind({k: v for k, v in term.items() if k != "weight"}, total.KNOWN, f"loss[{i}]")
     bind(settings.train.sampler, SAMPLERS, "train.sampler")
     chain(settings.recognition, STEPS, STATE, "recognition")
     chain(settings.retrieval, STEPS, STATE, "retrieval")
     return settings
+
+
+def criterion_of(
+    settings: Config, embedding_dim: int, num_classes: int, counts: np.ndarray | None = None
+) -> total.Total:
+    """The criterion; without `counts` (of images per class) only for its centres."""
+    known = torch.ones(num_classes) if counts is None else torch.from_numpy(counts)
+    state = {
+        "embedding_dim": embedding_dim,
+        "num_classes": num_classes,
+        "class_counts": known,
+    }
+    return total.build(settings.loss, state)
 
 
 def steps_help() -> str:
@@ -110,7 +138,41 @@ def of_run(doc: str, arguments: list[str]) -> Config:
     """The config of infer.py: that of the run it reads, changed by `arguments`."""
     run = next((word[4:] for word in arguments if word.startswith("run=")), str(RUNS / "baseline"))
     stored = Path(run) / "config.yaml"
-    if not (Path(run) / "weights.safetensors").is_file() or not stored.is_file():
-        raise config.ConfigError(f"{run} is no trained run: python {SCRIPT}/train.py out={run}")
-    settings = config.command(Config, BASE, doc, arguments, steps=steps_help(), stored=stored)
-    return replace(check(settings), run=run)
+    wanted = not {"-h", "--help"} & set(arguments)
+    if wanted and not (Path(run) / "weights.safetensors").is_file():
+        raise config.ConfigError(
+            f"{run} is no trained run: python {SCRIPT}/train.py out={run}, or name another run="
+        )
+    settings = config.command(
+        Config,
+        BASE,
+        doc,
+        arguments,
+        steps=steps_help(),
+        stored=stored if stored.is_file() else None,
+    )
+    own = any(word.lstrip("-").startswith("out=") for word in arguments)
+    return replace(check(settings), run=run, out=settings.out if own else None)
+
+
+def of_ensemble(doc: str, arguments: list[str]) -> tuple[Config, list[Config]]:
+    """The config of ensemble.py and those of its members."""
+    settings = check(config.command(Config, BASE, doc, arguments, steps=steps_help()))
+    if not settings.runs:
+        raise config.ConfigError("runs= is empty: name the runs to join, runs=[runs/a,runs/b]")
+    members = [of_run(doc, [f"run={run}"]) for run in settings.runs]
+    weights = settings.ensemble.weights
+    if weights and len(weights) != len(members):
+        raise config.ConfigError(
+            f"ensemble.weights has {len(weights)} numbers for {len(members)} runs."
+        )
+    for run, member in zip(settings.runs, members, strict=True):
+        for key in ("root", "extended", "non_landmark", "fold", "folds", "unseen"):
+            here, there = getattr(members[0].data, key), getattr(member.data, key)
+            if here != there:
+                raise config.ConfigError(
+                    f"{run} was trained with data.{key}={there}, {settings.runs[0]} with {here}: "
+                    "runs are only comparable on the same held-out images."
+                )
+    joined = replace(settings, data=members[0].data, seed=members[0].seed)
+    return replace(joined, out=settings.out or str(RUNS / "ensemble")), members

@@ -6,6 +6,7 @@ submissions with `id,landmarks` or `id,images`.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -86,6 +87,17 @@ class Landmarks:
                 counts.append(f"{len(table)} {'non-landmarks' if name == 'negatives' else name}")
         lines = [f"data: {self.root} ({self.origin}): {', '.join(counts)}"]
         return "\n".join(lines + [f"warning: {text}" for text in self.warnings])
+
+    def fingerprint(self) -> dict[str, object]:
+        """Counts and a digest of the ids, to tell one data set from another in the logs."""
+        digest = hashlib.sha256()
+        counts: dict[str, object] = {"classes": len(self.classes)}
+        for name in ("train", "test", "index", "negatives"):
+            table = getattr(self, name)
+            if table is not None:
+                digest.update(np.ascontiguousarray(table.ids).tobytes())
+                counts[name] = len(table)
+        return {**counts, "sha256": digest.hexdigest()[:16]}
 
     def rows(self, subset: str) -> np.ndarray:
         """Rows of `train` in a stage's subset: clean, extended (same classes) or full."""

@@ -1,6 +1,6 @@
 """Join several runs into one submission; weights are searched on held-out images, never on test.
 
-    python competitions/landmarks/ensemble.py runs=[runs/landmarks/a,runs/landmarks/b] \
+python competitions/landmarks/ensemble.py runs=[runs/landmarks/a,runs/landmarks/b] \
         [ensemble.by=embeddings|scores|ranks] [key=value ...]
 """
 
@@ -19,19 +19,18 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from common.retrieval.whiten import Whitening
 
-from common import blend
+from common import blend, weigh
 from common.engine.settings import this_device
 from common.entry import entry, say
-from common.retrieval.whiten import Whitening
 from common.steps import Step
-from common.track import Run
 from common.types import Embeddings, Neighbors
 
-from .config import Config, of_ensemble, of_run
+from .config import Config, of_ensemble
 from .data import Landmarks, read
 from .ranking import Held, Question, Vectors, apply, held_question, score, test_question
-from .results import finish, load_vectors, tasks
+from .results import finish, load_vectors, start_run, tasks
 
 # Minutes per call, and the same for every weight: left out while weights are searched.
 SLOW = ("local",)
@@ -48,15 +47,16 @@ def main(arguments: list[str]) -> dict[str, float]:
     join = Join(config, members, vectors, data, held)
     weights = {task: join.weights(task) for task in tasks(config, data)}
     for task, found in weights.items():
-        shares = ", ".join(f"{Path(r).name} {w:.2f}" for r, w in zip(config.runs, found, strict=True))
+        shares = ", ".join(
+            f"{Path(r).name} {w:.2f}" for r, w in zip(config.runs, found, strict=True)
+        )
         say(f"{task}: weights by {config.ensemble.by}: {shares}")
 
     def answer(task: str, validation: bool) -> tuple[Question, Neighbors]:
         return join.answer(task, weights[task], held if validation else None)
 
-    run = Run(folder, config, config.track, job_type="ensemble")
+    run = start_run(config, folder, data, "ensemble")
     scores = finish(config, data, held, answer, folder, run)
-    run.finish()
     return scores
 
 
@@ -89,7 +89,9 @@ class Join:
         def value(weights: Sequence[float]) -> float:
             return score(task, *self.answer(task, weights, held, slow=False))
 
-        found, best = blend.search_weights(value, len(self.vectors), trials=self.config.ensemble.trials, seed=self.config.seed)
+        found, best = weigh.search_weights(
+            value, len(self.vectors), trials=self.config.ensemble.trials, seed=self.config.seed
+        )
         say(f"{task}: best {best:.4f} on held-out images, without {' and '.join(SLOW)}")
         return list(found)
 
@@ -110,7 +112,9 @@ class Join:
     def _one(
         self, task: str, vectors: Vectors, steps: list[Step], held: Held | None, slow: bool
     ) -> tuple[Question, Neighbors]:
-        asked = held_question(task, vectors, held) if held else test_question(task, vectors, self.data)
+        asked = (
+            held_question(task, vectors, held) if held else test_question(task, vectors, self.data)
+        )
         steps = [step for step in steps if slow or step["name"] not in SLOW]
         return asked, apply(
             steps, asked, vectors, self.data, held, cache=self.cache, device=self.device

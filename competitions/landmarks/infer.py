@@ -14,8 +14,8 @@ if not __package__:  # run by path: the folder's own name, so that a copied fold
     __package__ = f"competitions.{here.name}"
     __import__(__package__)
 
+import numpy as np
 import torch
-from common.models.embedder import Embedder
 
 from common.data import augment
 from common.engine import distributed
@@ -23,14 +23,13 @@ from common.engine.checkpoint import fingerprint, load_tree
 from common.engine.extract import extract
 from common.engine.settings import this_device
 from common.entry import entry, say
-from common.losses import total
-from common.track import Run
+from common.models.embedder import Embedder
 from common.types import Embeddings, Neighbors, Table, decode_strings
 
-from .config import Config, of_run
+from .config import Config, criterion_of, of_run
 from .data import Landmarks, read
 from .ranking import Held, Question, Vectors, apply, held_question, test_question
-from .results import finish
+from .results import finish, save_centers, start_run
 
 
 def main(arguments: list[str]) -> dict[str, float]:
@@ -45,7 +44,7 @@ def main(arguments: list[str]) -> dict[str, float]:
         vectors = embed(config, data, folder, device)
         if distributed.rank() != 0:
             return {}
-        run = Run(folder, config, config.track, job_type="infer")
+        run = start_run(config, folder, data, "infer")
 
         def answer(task: str, validation: bool) -> tuple[Question, Neighbors]:
             inner = held if validation else None
@@ -57,7 +56,6 @@ def main(arguments: list[str]) -> dict[str, float]:
             return asked, apply(steps, asked, vectors, data, inner, cache=cache, device=device)
 
         scores = finish(config, data, held, answer, folder, run)
-        run.finish()
     return scores
 
 
@@ -68,14 +66,7 @@ def embed(config: Config, data: Landmarks, folder: Path, device: torch.device) -
     model = Embedder(config.model, load=False)
     model.load_state_dict(tree["model"])
     model.to(device).eval()
-    criterion = total.build(
-        config.loss,
-        {
-            "embedding_dim": model.embedding_dim,
-            "num_classes": len(decode_strings(tree["classes"])),
-            "class_counts": None,
-        },
-    )
+    criterion = criterion_of(config, model.embedding_dim, len(decode_strings(tree["classes"])))
     criterion.load_state_dict(tree["criterion"])
     view = config.view
     transform = augment.build("none", view.size, False, fit=view.fit)
@@ -85,13 +76,28 @@ def embed(config: Config, data: Landmarks, folder: Path, device: torch.device) -
         path = folder / "embeddings" / f"{name}.safetensors"
         return extract(model, table, path, view, transform, device, card=card)
 
-    return Vectors(
+    centers = criterion.centers()
+    if centers is not None:
+        centers = align(centers, decode_strings(tree["classes"]), data.classes)
+    vectors = Vectors(
         train=of("train", data.train),
         test=of("test", data.test),
         index=None if data.index is None else of("index", data.index),
         negatives=None if data.negatives is None else of("non_landmark", data.negatives),
-        centers=criterion.centers(),
+        centers=centers,
     )
+    save_centers(vectors, data, folder)
+    return vectors
+
+
+def align(centers: torch.Tensor, known: np.ndarray, classes: np.ndarray) -> torch.Tensor:
+    """Centres `(C, K, D)` in the order of `classes`; zeros for classes that training did not have.
+
+    The gallery at inference may be another than the training set: a hidden rerun's, or a larger one.
+    """
+    place = np.minimum(np.searchsorted(known, classes), len(known) - 1)
+    found = torch.from_numpy(known[place] == classes)
+    return torch.where(found[:, None, None], centers[torch.from_numpy(place)], 0.0)
 
 
 if __name__ == "__main__":

@@ -3,18 +3,21 @@
     apt-get download unknown-horizons && dpkg-deb -x unknown-horizons_*.deb unpacked
     python competitions/landmarks/make_sample.py unpacked/usr/share/unknown-horizons/content
 
-Made with Debian's 2019.1-6. The same art, numpy and OpenCV give the same bytes. A *view* of a building
-is a camera rotation with all its actions and animation frames; rotations that share a drawing are one
-view. A view belongs to one of train, index and test, so neighboring frames never face each other.
+Made with Debian's 2019.1-6. The same art, numpy and OpenCV give the same bytes. A *take* is a run of
+neighboring frames of one action from one camera rotation; takes that share a drawing are one take, and
+a frame between two takes is not used. A take belongs to one of train, index and test, so neither one
+drawing nor two neighboring frames are ever on both sides of a split.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import re
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -50,14 +53,30 @@ class Counts:
     non_landmark: int = 60
 
 
+Frame = tuple[Path, ...]  # a drawing, and what is drawn over it
+
+
+@dataclass
+class Take:
+    """Frames that stay together: neighbors in one animation, of one camera rotation (0 to 3)."""
+
+    rotation: int
+    frames: list[Frame]
+
+
 @dataclass
 class Building:
-    """A landmark: its frames by view, and how many pictures each split gets."""
+    """A landmark: its takes, which split they belong to, and how many pictures each split gets."""
 
     name: str
-    views: list[list[tuple[Path, ...]]] = field(default_factory=list)
+    takes: list[Take]
     pictures: dict[str, int] = field(default_factory=dict)
-    split_views: dict[str, list[list[tuple[Path, ...]]]] = field(default_factory=dict)
+    shares: dict[str, list[Take]] = field(default_factory=dict)
+
+    @property
+    def rotations(self) -> list[int]:
+        """The camera rotations that look different."""
+        return sorted({take.rotation for take in self.takes})
 
     def number(self) -> int:
         """The landmark_id: six digits that say nothing about the building."""
@@ -75,9 +94,9 @@ def find_buildings(content: Path) -> list[Building]:
     buildings = []
     for path in folders:
         if not SKIPPED.search(f"/{path.relative_to(root).as_posix()}/"):
-            views = _views(path)
-            if views:
-                buildings.append(Building(path.relative_to(root).as_posix(), views))
+            takes = find_takes(path)
+            if takes:
+                buildings.append(Building(path.relative_to(root).as_posix(), takes))
     if not buildings:
         raise FileNotFoundError(
             f"No gfx/buildings/*/as_*/idle/45/*.png under {content}: unpack the Debian package "
@@ -86,77 +105,120 @@ def find_buildings(content: Path) -> list[Building]:
     return buildings
 
 
-def _views(building: Path) -> list[list[tuple[Path, ...]]]:
-    """The views, in the order of their rotations; a frame is a path and the parts drawn over it."""
-    views: list[list[tuple[Path, ...]]] = []
-    seen: list[set[str]] = []
-    for rotation in ROTATIONS:
-        frames: list[tuple[Path, ...]] = []
+def find_takes(building: Path) -> list[Take]:
+    """The takes of a building, in the order of rotations, actions and frames."""
+    takes: list[Take] = []
+    gaps: set[str] = set()
+    for number, rotation in enumerate(ROTATIONS):
+        actions: dict[str, list[Frame]] = {}
         for action in sorted(building.iterdir()):
             drawings = sorted((action / rotation).glob("*.png"))
-            if PART.match(action.name):
-                idle = sorted((building / "idle" / rotation).glob("*.png"))
-                frames += [(idle[0], part) for part in drawings if idle]
-            elif not CROPS.search(building.name) or action.name == "idle_full":
-                frames += [(drawing,) for drawing in drawings]
-        marks = {digest(*(path.read_bytes() for path in frame)) for frame in frames}
-        twin = next((n for n, other in enumerate(seen) if other & marks), None)
-        if twin is not None:
-            views[twin] += frames
-            seen[twin] |= marks
-        elif frames:
-            views.append(frames)
-            seen.append(marks)
-    return views
+            part = PART.match(action.name)
+            idle = sorted((building / "idle" / rotation).glob("*.png"))[:1]
+            if part and idle:
+                actions.setdefault(part[1], []).extend((idle[0], drawing) for drawing in drawings)
+            elif not part and (not CROPS.search(building.name) or action.name == "idle_full"):
+                actions[action.name] = [(drawing,) for drawing in drawings]
+        for frames in actions.values():
+            runs = cut(frames)
+            takes += [Take(number, run) for run in runs]
+            gaps |= {_mark(frame) for frame in frames if not any(frame in run for run in runs)}
+    for take in takes:  # a drawing in a gap is a neighbor of two takes, wherever else it occurs
+        take.frames = [frame for frame in take.frames if _mark(frame) not in gaps]
+    return merge([take for take in takes if take.frames])
+
+
+def cut(frames: list[Frame]) -> list[list[Frame]]:
+    """Up to three runs of an animation's frames; the frame after each run is in none.
+
+    The last frame is left out too: most animations are loops, so it is a neighbor of the first.
+    """
+    runs = min(3, len(frames) // 2)
+    if runs < 2:
+        return [frames] if frames else []
+    ends = [len(frames) * (n + 1) // runs for n in range(runs)]
+    return [frames[start : end - 1] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def merge(takes: list[Take]) -> list[Take]:
+    """The takes with those that share a drawing made one, in the rotation of the first."""
+    merged: list[tuple[Take, set[str]]] = []
+    for take in takes:
+        marks = {_mark(frame) for frame in take.frames}
+        twins = [pair for pair in merged if pair[1] & marks]
+        whole = Take((twins[0][0] if twins else take).rotation, [])
+        for other, seen in twins:
+            whole.frames += other.frames
+            marks |= seen
+        whole.frames += take.frames
+        place = merged.index(twins[0]) if twins else len(merged)
+        merged = [pair for pair in merged if pair not in twins]
+        merged.insert(place, (whole, marks))
+    return [take for take, _ in merged]
+
+
+@cache
+def _mark(frame: Frame) -> str:
+    return digest(*(hashlib.sha256(read_sprite(path).tobytes()).hexdigest() for path in frame))
 
 
 def plan(buildings: list[Building], counts: Counts) -> None:
     """Say how many pictures of each building go to train, index and test, and with which views."""
-    order = sorted(buildings, key=lambda building: digest(SEED, "order", building.name))
-    many = [building for building in order if len(building.views) >= 3]
-    unseen = many[: round(len(order) / 3)]
-    seen = [building for building in order if building not in unseen]
+
+    def rank(*key: object) -> float:
+        return int(digest(SEED, *key), 16) / 16**16
+
+    order = sorted(buildings, key=lambda building: rank("order", building.name))
+    whole = [building for building in order if len(building.rotations) > 2]
+    unseen = whole[: round(len(order) / 3)]
+    # Buildings with more takes tend to have more pictures.
+    seen = sorted(
+        (building for building in order if building not in unseen),
+        key=lambda building: np.log(len(building.takes)) + 2 * rank("size", building.name),
+    )
     for n, building in enumerate(unseen):
-        building.pictures = {"index": 2 + n % 3, "test": 1}
-    left = counts.test - len(unseen)
-    for n, building in enumerate(seen):
+        building.pictures = {"train": 0, "index": 2 + n % 3, "test": 1}
+    for n, building in enumerate(seen):  # a long tail: median 6, one building with 30
         u = n / max(len(seen) - 1, 1)
         building.pictures = {"train": round(2 + 7.5 * u + 20.5 * u**10), "index": 0, "test": 0}
-    rich = sorted(
-        (b for b in seen if len(b.views) >= 3), key=lambda b: digest(SEED, "test", b.name)
+    asked = sorted(
+        (building for building in seen if len(building.takes) > 2),
+        key=lambda building: (-len(building.takes), rank("test", building.name)),
     )
-    for n in range(max(left, 0)):
-        if rich:
-            rich[n % len(rich)].pictures["test"] += 1
-    left = counts.index - sum(building.pictures["index"] for building in unseen)
-    for n in range(max(left, 0)):
-        if rich:  # a few queries keep no answer in the index, as in the real files
-            rich[n % max(len(rich) * 9 // 10, 1)].pictures["index"] += 1
+    for split, share in (("test", 1.0), ("index", 0.93)):  # a few queries have no answer in index
+        left = getattr(counts, split) - sum(building.pictures[split] for building in unseen)
+        for n in range(max(left, 0) if asked else 0):
+            asked[n % max(round(len(asked) * share), 1)].pictures[split] += 1
     short = counts.train - sum(building.pictures["train"] for building in seen)
     for n in range(max(short, 0)):
         seen[n % len(seen)].pictures["train"] += 1
     for building in order:
-        _share_views(building)
+        _share_takes(building)
 
 
-def _share_views(building: Building) -> None:
-    """Give each view to one split; a test view has a neighboring rotation in index and in train."""
-    rng = stream(SEED, "views", building.name)
-    views, turn = building.views, int(rng.integers(4))
-    views = [views[(turn + n) % len(views)] for n in range(len(views))]
-    if rng.random() < 0.5:
-        views = views[::-1]
-    if not building.pictures.get("train"):
-        parts = {"test": views[:1], "index": views[1:]}
-    elif building.pictures["test"]:
-        parts = {"test": views[:1], "index": views[-1:], "train": views[1:-1]}
-    elif building.pictures["index"]:
-        parts = {"index": views[-1:], "train": views[:-1]}
-    else:
-        parts = {"train": views}
-    if building.pictures.get("test") and not building.pictures["index"]:
-        parts = {"test": views[:1], "train": views[1:]}
-    building.split_views = parts
+def _share_takes(building: Building) -> None:
+    """Give each take to one split, so that each split with pictures has one.
+
+    The rotation that test asks about has its neighbors in index and in train, and where a rotation has
+    several takes, they go to different splits.
+    """
+    rng = stream(SEED, "takes", building.name)
+    turn, sign = int(rng.integers(4)), int(rng.choice([-1, 1]))
+    used = [split for split in ("test", "index", "train") if building.pictures[split]]
+    circle = sorted(building.takes, key=lambda take: (sign * take.rotation + turn) % 4)
+    home = {n: (used + used[-1:] * 4)[place] for place, n in enumerate((0, 3, 1, 2))}
+    building.shares = {split: [] for split in used}
+    taken: Counter[int] = Counter()
+    for take in circle:
+        place = (sign * take.rotation + turn) % 4
+        first = used.index(home[place])
+        split = used[(first + taken[place]) % len(used)]
+        taken[place] += 1
+        building.shares[split].append(take)
+    for split in used:  # few rotations, many takes: the richest split gives one away
+        richest = max(used, key=lambda other: len(building.shares[other]))
+        if not building.shares[split]:
+            building.shares[split].append(building.shares[richest].pop())
 
 
 @dataclass
@@ -179,10 +241,10 @@ class Picture:
         return f"{folder}/{self.id[0]}/{self.id[1]}/{self.id[2]}/{self.id}.jpg"
 
     def frame(self) -> Image:
-        """The building's drawing: the views of the split in turn, one of their frames at random."""
+        """The building's drawing: the takes of the split in turn, one of their frames at random."""
         assert self.building is not None
-        views = self.building.split_views[self.split]
-        frames = views[self.number % len(views)]
+        takes = self.building.shares[self.split]
+        frames = takes[self.number % len(takes)].frames
         layers = [read_sprite(path) for path in frames[stream(SEED, self.id).integers(len(frames))]]
         image = layers[0]
         for layer in layers[1:]:

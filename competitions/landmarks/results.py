@@ -3,26 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common.metrics import average_precision, score_file
-from common.retrieval.search import search
-from common.submission import check, write
 
+from common.engine import distributed
+from common.engine.checkpoint import load_tree, save_tree
 from common.entry import say
+from common.metrics import average_precision, score_file
 from common.report.files import Analysis, read_json, save_analysis
 from common.report.page import write_report
+from common.retrieval.search import search
+from common.submission import check, write
 from common.track import Run
-from common.types import Neighbors
+from common.types import Embeddings, Neighbors, Table, encode_strings
 
-from .config import Config
+from .config import BASE, Config
 from .data import Landmarks
-from .ranking import TOP, Held, Question, score, top_label, top_names
+from .ranking import TOP, Held, Question, Vectors, score, top_label, top_names
 
 Answer = Callable[[str, bool], tuple[Question, Neighbors]]
 METRICS = {"recognition": ("gap", "GAP"), "retrieval": ("map100", "mAP@100")}
+
+
+def start_run(config: Config, folder: Path, data: Landmarks, job: str) -> Run:
+    """The log of one script in the run folder."""
+    best = [f"valid/{metric}" for metric in ("score", "gap", "map100")]
+    return Run(
+        folder,
+        asdict(config),
+        config.track,
+        job_type=job,
+        rank=distributed.rank(),
+        best=best if job == "train" else (),
+        default=BASE,
+        data=data.fingerprint(),
+    )
+
+
+def save_centers(vectors: Vectors, data: Landmarks, folder: Path) -> None:
+    """Keep the head's class centres beside the embeddings, for ensembles."""
+    if vectors.centers is not None and distributed.rank() == 0:
+        tree = {"centers": vectors.centers, "classes": encode_strings(data.classes)}
+        save_tree(folder / "embeddings" / "centers.safetensors", tree)
+
+
+def load_vectors(folder: Path, data: Landmarks) -> Vectors:
+    """The embeddings that infer.py left in a run folder, in the order of the tables.
+
+    Raises:
+        FileNotFoundError: infer.py has not run there.
+        KeyError: they are of other images.
+    """
+
+    def of(name: str, table: Table | None) -> Embeddings | None:
+        if table is None:
+            return None
+        return Embeddings.load(folder / "embeddings" / f"{name}.safetensors").select(table.ids)
+
+    train, test = of("train", data.train), of("test", data.test)
+    assert train is not None
+    assert test is not None
+    path = folder / "embeddings" / "centers.safetensors"
+    centers = load_tree(path)["centers"] if path.is_file() else None
+    return Vectors(
+        train, test, of("index", data.index), of("non_landmark", data.negatives), centers
+    )
 
 
 def tasks(config: Config, data: Landmarks) -> list[str]:
@@ -38,9 +86,12 @@ def finish(
     """Write and check the submissions, score what can be scored, and write the report.
 
     Args:
+        config: tells tasks and output.
+        data: tables and samples.
+        held: what is held out, or None.
         answer: maps (task, whether held-out) to the question and its final neighbors.
         folder: the run or ensemble folder.
-        run: where scores and tables are logged.
+        run: where scores and tables are logged; it is finished here.
     """
     scores: dict[str, float] = {}
     analysis = Analysis()
@@ -62,7 +113,8 @@ def finish(
     analysis.scores = score_rows(folder, scores)
     save_analysis(folder, analysis)
     page = write_report(folder)
-    say(f"{table(analysis.scores)}\nreport: {page}")
+    sync = run.finish()
+    say(f"{table(analysis.scores)}\nreport: {page}" + (f"\nto W&B: {sync}" if sync else ""))
     return scores
 
 
@@ -125,7 +177,10 @@ def recognition_analysis(
         name = data.classes[truth] if truth >= 0 else "no known landmark"
         note = "no prediction" if guess is None else f"predicts {data.classes[guess[0]]}"
         row = _row(asked, near, q, labels, data, name)
-        rows.append(row | {"note": note, "score": None if guess is None else guess[1]})
+        right = guess is not None and guess[0] == truth
+        rows.append(
+            row | {"note": note, "score": None if guess is None else guess[1], "right": right}
+        )
     run.table("recognition", rows)
 
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from common.models.embedder import Embedder
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -30,14 +29,14 @@ from common.engine import distributed
 from common.engine.fit import fit
 from common.engine.settings import Stage, this_device, worker_count
 from common.entry import entry, say
-from common.losses import total
+from common.models.embedder import Embedder
 from common.steps import bind
-from common.track import Run
 from common.types import encode_strings
 
-from .config import SAMPLERS, Config, command
+from .config import SAMPLERS, Config, command, criterion_of
 from .data import Landmarks, read
 from .ranking import Held, quick_scores
+from .results import start_run
 
 
 def main(arguments: list[str]) -> Path:
@@ -53,7 +52,7 @@ def main(arguments: list[str]) -> Path:
 
 def train(config: Config, data: Landmarks, held: Held | None, folder: Path) -> Path:
     """Build model, criterion and loaders, and fit them."""
-    run = Run(folder, config, config.track, job_type="train", rank=distributed.rank())
+    run = start_run(config, folder, data, "train")
     say(f"{data.describe()}\n{held.describe() if held else 'trains on everything'}")
     device = this_device()
     torch.manual_seed(config.seed)
@@ -61,14 +60,7 @@ def train(config: Config, data: Landmarks, held: Held | None, folder: Path) -> P
     rows = np.arange(len(data.train))
     rows = rows if held is None else held.trainable(rows, data.train.labels)
     counts = np.bincount(data.train.labels[rows], minlength=len(data.classes))
-    criterion = total.build(
-        config.loss,
-        {
-            "embedding_dim": model.embedding_dim,
-            "num_classes": len(data.classes),
-            "class_counts": torch.from_numpy(counts),
-        },
-    )
+    criterion = criterion_of(config, model.embedding_dim, len(data.classes), counts)
 
     def batches(stage: Stage) -> DataLoader[Any]:
         rows = data.rows(stage.data)
@@ -111,7 +103,7 @@ def train(config: Config, data: Landmarks, held: Held | None, folder: Path) -> P
         card={
             "competition": "landmarks",
             "backbone": config.model.backbone,
-            "weights": model.origin,
+            **{f"weights/{k}": v for k, v in model.card.items()},
         },
         extra={"classes": encode_strings(data.classes)},
         seed=config.seed,

@@ -1,0 +1,108 @@
+"""Exact search against plain torch, faiss as shipped, and the matrix product alone, in one run.
+
+    python -m tests.bench.search [--small]
+
+Times are the best of several rounds that take turns, so a busy machine disturbs all rows alike; the
+ratios are what to read. Memory is the peak above what the process held before the call.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+
+from common.retrieval.search import search
+
+
+def unit(n, d, seed):
+    rows = torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(rows)
+
+
+def status(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(key))) / 1024
+
+
+def measure(call):
+    """Wall seconds, CPU seconds, and the peak of memory above the start in MB (None off Linux)."""
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5")  # resets the high-water mark
+        before = status("VmRSS")
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = call()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    del result
+    return wall, cpu, status("VmHWM") - before if clear.exists() else None
+
+
+def machine():
+    cpu = "unknown CPU"
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), cpu)
+    blas = "?"
+    try:
+        from threadpoolctl import threadpool_info
+
+        pools = [p for p in threadpool_info() if "faiss" in p["filepath"] and "blas" in p["prefix"]]
+        blas = ", ".join(f"{p['prefix']} {p['version']} {p['architecture']}" for p in pools) or "?"
+    except ImportError:
+        pass
+    return (
+        f"{cpu}; torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()}, "
+        f"{torch.get_num_threads()} threads; faiss {faiss.__version__} on {blas}"
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--small", action="store_true", help="10k x 128, 200 queries")
+    options = parser.parse_args()
+    n, d, q, k, rounds = (
+        (10_000, 128, 200, 50, 3) if options.small else (100_000, 512, 1_000, 100, 5)
+    )
+    gallery, queries = unit(n, d, 0), unit(q, d, 1)
+    half = gallery.half()
+    index = faiss.IndexFlatIP(d)
+    index.add(gallery.numpy())
+    ways = {
+        "torch product alone": lambda: queries @ gallery.T,
+        "numpy product alone": lambda: queries.numpy() @ gallery.numpy().T,
+        "torch matmul + topk": lambda: (queries @ gallery.T).topk(k),
+        "faiss.knn": lambda: faiss.knn(queries.numpy(), gallery.numpy(), k, metric=0),
+        "faiss IndexFlatIP": lambda: index.search(queries.numpy(), k),
+        "search": lambda: search(queries, gallery, k),
+        "search, float16 gallery": lambda: search(queries, half, k),
+        "search, faiss backend": lambda: search(queries, gallery, k, backend="faiss"),
+    }
+    results = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, call in ways.items():
+            results[name].append(measure(call))
+
+    print(machine())
+    print(
+        f"{n} x {d} float32, {q} queries, k={k}, best of {rounds} rounds; base of the ratios: search"
+    )
+    base = min(wall for wall, _, _ in results["search"])
+    print(f"{'':26}{'wall s':>8}{'CPU s':>8}{'x search':>10}{'GFLOP/s':>9}{'peak MB':>9}")
+    for name, rows in results.items():
+        wall, cpu = min(r[0] for r in rows), min(r[1] for r in rows)
+        peak = "?" if rows[0][2] is None else f"{min(r[2] for r in rows):.0f}"
+        speed = 2 * n * d * q / wall / 1e9
+        print(f"{name:26}{wall:8.3f}{cpu:8.3f}{wall / base:10.2f}{speed:9.0f}{peak:>9}")
+    found, plain = search(queries, gallery, k), (queries @ gallery.T).topk(k)
+    again = search(queries, gallery, k, backend="faiss")
+    equal = bool(torch.equal(found.index, again.index) and torch.equal(found.score, again.score))
+    pairs = zip(found.index, plain.indices, strict=True)
+    overlap = np.mean([len(np.intersect1d(a, b)) / k for a, b in pairs])
+    print(f"backends equal bit for bit: {equal}; neighbors shared with plain torch: {overlap:.5f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,302 @@
+"""The landmarks scripts as commands: train, infer, ensemble; killed, copied, on two processes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from common.submission import check
+from common.types import Embeddings
+
+ROOT = Path(__file__).parents[1]
+# A net of 0.4 M weights at 32 px: seconds on one core. Untrained, so scores mean nothing here.
+TINY = [
+    "model.backbone=test_efficientnet",
+    "model.weights=none",
+    "train.stages=[{epochs: 2, size: 32}]",
+    "train.batch_size=16",
+    "train.workers=0",
+    "view.size=32",
+    "view.workers=0",
+    "view.block=16",
+    "data.folds=3",
+    "track.wandb=off",
+]
+PLAIN = [
+    "recognition=[{name: knn, k: 20}, {name: vote}]",
+    "retrieval=[{name: knn, k: 100}]",
+]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def command(script, *arguments, folder="landmarks", launcher=()):
+    path = ROOT / "competitions" / folder / f"{script}.py"
+    return [sys.executable, *launcher, str(path), *map(str, arguments)]
+
+
+def run(*arguments, **options):
+    done = subprocess.run(
+        command(*arguments, **options),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def fails(*arguments):
+    done = subprocess.run(
+        command(*arguments), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 1, done.stdout[-1500:] + done.stderr[-3000:]
+    assert done.stderr.startswith("error: "), done.stderr[-3000:]
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Four landmarks in coloured squares, two test images of nothing, odd files among them."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+
+    def put(split, number, label):
+        name = f"{abs(hash_of(split, number)):016x}"
+        path = folder / split / name[0] / name[1] / name[2] / f"{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = rng.integers(0, 255, (40, 48, 3)).astype(np.uint8)
+        if label is not None:
+            picture[8:32, 8:32] = ((label * 60) % 255, 255 - label * 50, (label * 110) % 255)
+        cv2.imwrite(str(path), picture)
+        return name, path
+
+    train = [(put("train", i, i % 4)[0], 7 + i % 4) for i in range(40)]
+    index = [(put("index", i, i % 4)[0], i % 4) for i in range(24)]
+    test = [(put("test", i, i % 4)[0], i % 4) for i in range(8)]
+    test += [(put("test", 100 + i, None)[0], None) for i in range(2)]
+    bad, path = put("test", 200, 0)
+    path.write_bytes(b"not a picture")
+    grey, path = put("test", 201, 0)
+    cv2.imwrite(str(path), np.full((1, 1), 9, np.uint8))
+    test += [(bad, None), (grey, None)]
+    frame(train, "id", "landmark_id").to_csv(folder / "train.csv", index=False)
+    ids = [i for i, _ in test]
+    frame([(i, "7 0.1") for i in ids], "id", "landmarks").to_csv(
+        folder / "recognition_sample_submission.csv", index=False
+    )
+    frame([(i, index[0][0]) for i in ids], "id", "images").to_csv(
+        folder / "retrieval_sample_submission.csv", index=False
+    )
+    solution = [(i, "" if k is None else str(7 + k), "Private") for i, k in test]
+    frame(solution, "id", "landmarks", "Usage").to_csv(
+        folder / "recognition_solution_v2.1.csv", index=False
+    )
+    right = {k: " ".join(i for i, j in index if j == k) for k in range(4)}
+    solution = [(i, right.get(k, "None"), "Ignored" if k is None else "Public") for i, k in test]
+    frame(solution, "id", "images", "Usage").to_csv(
+        folder / "retrieval_solution_v2.1.csv", index=False
+    )
+    return folder
+
+
+def hash_of(split, number):
+    return (number + 1) * 0x9E3779B97F4A7C15 % 2**60 + {"train": 0, "test": 1, "index": 2}[split]
+
+
+def frame(rows, *columns):
+    return pd.DataFrame(rows, columns=list(columns))
+
+
+@pytest.fixture(scope="module")
+def trained(root, tmp_path_factory):
+    """A run, trained and inferred without interruption."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    run("train", *TINY, *PLAIN, f"data.root={root}", f"out={folder}")
+    text = run("infer", f"run={folder}")
+    return folder, text
+
+
+def submissions(folder):
+    return [(folder / f"submission_{t}.csv").read_bytes() for t in ("recognition", "retrieval")]
+
+
+def test_train_and_infer_leave_the_whole_run_folder(trained, root):
+    folder, text = trained
+    for name in (
+        "config.yaml",
+        "weights.safetensors",
+        "card.json",
+        "state/last.safetensors",
+        "metrics.jsonl",
+        "summary.json",
+        "report.html",
+        "embeddings/train.safetensors",
+        "embeddings/test.safetensors",
+        "embeddings/index.safetensors",
+    ):
+        assert (folder / name).is_file(), name
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+    summary = json.loads((folder / "summary.json").read_text())
+    assert 0 <= summary["test/gap"] <= 1
+    assert 0 <= summary["valid/map100"] <= 1
+    assert "GAP (test)" in text
+    assert "report:" in text
+    assert not list(folder.rglob("*.pkl"))
+    assert not list(folder.rglob("*.pt"))
+
+
+@pytest.mark.parametrize("task", ["recognition", "retrieval"])
+def test_submissions_pass_the_check_and_hold_the_unreadable_image(trained, root, task):
+    folder, _ = trained
+    path = folder / f"submission_{task}.csv"
+    sample = root / f"{task}_sample_submission.csv"
+    assert check(f"landmarks-{task}", path, sample) == []
+    assert set(pd.read_csv(path)["id"]) == set(pd.read_csv(sample)["id"])
+
+
+def test_the_unreadable_image_is_counted_and_a_zero_vector(trained):
+    embeddings = Embeddings.load(trained[0] / "embeddings" / "test.safetensors")
+    assert embeddings.card["unreadable"] == 1
+    norms = embeddings.vectors.norm(dim=1)
+    assert (norms == 0).sum() == 1
+    assert ((norms - 1).abs() < 1e-5).sum() == len(norms) - 1
+
+
+def test_infer_again_does_not_embed_again(trained):
+    folder, _ = trained
+    path = folder / "embeddings" / "train.safetensors"
+    before, stamp = submissions(folder), path.stat().st_mtime_ns
+    run("infer", f"run={folder}")
+    assert path.stat().st_mtime_ns == stamp
+    assert submissions(folder) == before
+
+
+def kill_when(condition, arguments):
+    """Start a command and kill -9 it as soon as `condition` holds."""
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, "the command ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_kill_9_in_training_and_extraction_changes_nothing(trained, root, tmp_path):
+    whole, _ = trained
+    folder = tmp_path / "killed"
+    train = command("train", *TINY, *PLAIN, f"data.root={root}", f"out={folder}")
+    kill_when(lambda: (folder / "state" / "last.safetensors").is_file(), train)
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) < 2
+    run("train", *TINY, *PLAIN, f"data.root={root}", f"out={folder}")
+    infer = command("infer", f"run={folder}")
+    kill_when(lambda: any((folder / "embeddings").glob("*.blocks/0*.safetensors")), infer)
+    assert not (folder / "report.html").exists()
+    run("infer", f"run={folder}")
+    assert submissions(folder) == submissions(whole)
+    assert not list((folder / "embeddings").glob("*.blocks"))
+
+
+def test_two_processes_give_the_embeddings_of_one(trained, root, tmp_path):
+    whole, _ = trained
+    folder = tmp_path / "two"
+    shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("embeddings"))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run("infer", f"run={folder}", launcher=launcher)
+    for name in ("train", "test", "index"):
+        one = Embeddings.load(whole / "embeddings" / f"{name}.safetensors")
+        two = Embeddings.load(folder / "embeddings" / f"{name}.safetensors")
+        assert one.ids.tolist() == two.ids.tolist()
+        assert (one.vectors - two.vectors).abs().max() < 1e-6
+
+
+def test_two_processes_train(root, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    text = run(
+        "train", *TINY, *PLAIN, f"data.root={root}", f"out={tmp_path / 'ddp'}", launcher=launcher
+    )
+    assert text.count("epoch 2 ") == 1  # one process speaks
+    assert (tmp_path / "ddp" / "weights.safetensors").is_file()
+
+
+@pytest.mark.parametrize("by", ["embeddings", "scores", "ranks"])
+def test_ensembles_join_runs(trained, root, tmp_path, by):
+    whole, _ = trained
+    second = tmp_path / "second"
+    shutil.copytree(whole, second)
+    text = run(
+        "ensemble",
+        f"runs=[{whole},{second}]",
+        f"out={tmp_path / 'joined'}",
+        f"ensemble.by={by}",
+        "ensemble.trials=4",
+        "track.wandb=off",
+        *PLAIN,
+    )
+    assert "weights by" in text
+    for task in ("recognition", "retrieval"):
+        path = tmp_path / "joined" / f"submission_{task}.csv"
+        assert check(f"landmarks-{task}", path, root / f"{task}_sample_submission.csv") == []
+    if by == "embeddings":  # a run joined with itself is itself
+        joined = json.loads((tmp_path / "joined" / "summary.json").read_text())
+        alone = json.loads((whole / "summary.json").read_text())
+        assert joined["test/map100"] == pytest.approx(alone["test/map100"], abs=1e-6)
+
+
+def test_a_copied_folder_runs_under_its_new_name(root, tmp_path):
+    copy = ROOT / "competitions" / "copied_for_test"
+    shutil.copytree(
+        ROOT / "competitions" / "landmarks",
+        copy,
+        ignore=shutil.ignore_patterns("sample", "__pycache__"),
+    )
+    try:
+        text = run("train", "--help", folder=copy.name)
+        assert "data:" in text
+        folder = tmp_path / "run"
+        run(
+            "train",
+            *TINY,
+            *PLAIN,
+            "train.stages=[]",
+            f"data.root={root}",
+            f"out={folder}",
+            folder=copy.name,
+        )
+        assert (folder / "weights.safetensors").is_file()
+    finally:
+        shutil.rmtree(copy)
+
+
+def test_help_shows_keys_comments_and_steps():
+    text = run("train", "--help", "train.lr=0.5")
+    assert "lr: 0.5" in text
+    assert "{name: sub_center_arcface, k: 3" in text
+    assert "{name: knn" in text
+    assert "# backbone" in text
+
+
+def test_user_errors_are_one_line(trained, root, tmp_path):
+    whole, _ = trained
+    assert "did you mean 'train.lr'" in fails("train", "train.lrr=1")
+    assert "No train.csv under data.root" in fails("train", f"data.root={tmp_path}")
+    message = fails("train", *TINY, *PLAIN, f"data.root={root}", f"out={whole}", "seed=5")
+    assert "seed=0, this one has 5" in message
+    assert "is no trained run" in fails("infer", f"run={tmp_path}")
+    assert "two submissions" in fails("infer", f"run={whole}", f"out={tmp_path}/x.csv")
+    assert "another data" in fails("ensemble", f"runs=[{whole},{whole}]", "data.root=/nowhere")
