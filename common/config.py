@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,7 +76,7 @@ def load(
     for path in layers:
         config = _merge(config, _read(path), known, str(path))
     for key, value in pairs:
-        _update(config, key, value, known)
+        config = _update(config, key, value, known)
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ConfigError(f"{missing[0]} has no value: add {missing[0]}=VALUE.")
@@ -122,7 +123,7 @@ def explain(base: str | Path, config: Any) -> str:
             for key, child in node.value:
                 if key.value in value:
                     walk(child, value[key.value])
-        elif yaml.safe_load(text[node.start_mark.index : node.end_mark.index]) != value:
+        elif _parse(text[node.start_mark.index : node.end_mark.index]) != value:
             flow = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False)
             edits.append(
                 (node.start_mark.index, node.end_mark.index, flow.split("\n...")[0].strip())
@@ -162,6 +163,28 @@ def _value(tree: Any, key: str) -> Any:
     return tree
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars: `off` and `no` are words, `1e-4` is a number."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(inf|Inf)|\.(nan|NaN))$"),
+    list("-+0123456789."),
+)
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, _Loader)
+
+
 def _experiment(word: str, folder: Path) -> Path:
     for path in (Path(word), folder / word, folder / "experiments" / word):
         if path.is_file():
@@ -175,7 +198,7 @@ def _experiment(word: str, folder: Path) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"No config at {path}.") from None
     except yaml.YAMLError as error:
@@ -210,29 +233,26 @@ def _inside_free(key: str, known: list[str], config: Any) -> bool:
     return False
 
 
-def _update(config: Any, key: str, value: str, known: list[str]) -> None:
+def _update(config: Any, key: str, value: str, known: list[str]) -> Any:
+    """The config with one key set; `loss.0.scale` reaches into a list."""
     if key not in known and not _inside_free(key, known, config):
         raise ConfigError(f"unknown key {key!r}{suggestion(key, known)}")
     parent = key.rpartition(".")[0]
     if parent and OmegaConf.select(config, parent) is None:
         raise ConfigError(f"{key}: the config has no {parent} to change")
     try:
-        parsed = yaml.safe_load(value) if value else None
-        if isinstance(parsed, str):  # YAML 1.1 reads 1e-4 as text
-            parsed = float(value) if _is_number(value) else parsed
-        OmegaConf.update(config, key, parsed, merge=False)
+        parsed = _parse(value)
+        if key not in known:
+            OmegaConf.update(config, key, parsed, merge=False)
+            return config
+        tree = parsed
+        for name in reversed(key.split(".")):
+            tree = {name: tree}
+        return OmegaConf.merge(config, tree)
     except yaml.YAMLError:
         raise ConfigError(f"{key}={value} is not a YAML value (quote it?)") from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"{key}={value}: {_first_line(error)}") from None
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _first_line(error: Exception) -> str:

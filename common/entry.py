@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import sys
 from collections.abc import Callable
@@ -18,6 +20,7 @@ def entry(main: Callable[[list[str]], object]) -> None:
 
     KIT_TRACEBACK=1 shows the whole traceback.
     """
+    keep_pages()
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt as stop:
@@ -31,3 +34,16 @@ def entry(main: Callable[[list[str]], object]) -> None:
             text = error.strerror
         print(f"error: {text}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def keep_pages() -> None:
+    """Let glibc keep freed memory instead of handing it back.
+
+    On the CPU every activation is a large block that would be mapped, zeroed and unmapped again:
+    `python -m tests.bench.keep_pages` measures what that costs. No effect elsewhere.
+    """
+    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, 1 << 30)

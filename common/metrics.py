@@ -1,217 +1,270 @@
-"""The competitions' metrics, each exactly as Kaggle scores it.
+"""The competitions' metrics by Kaggle's exact rules: on dicts, on arrays, on files.
 
-python -m common.metrics gap|map100|map5|f1 SOLUTION.csv SUBMISSION.csv [--usage Public|Private]
+    python -m common.metrics METRIC SOLUTION.csv SUBMISSION.csv [--usage Public|Private]
+
+METRIC is gap, map100, map5 or f1. Rules: repeated entries keep no rank; an AP is divided by
+min(relevant, k); queries without a relevant item do not count, except in GAP, where predicting
+something for them costs rank; ties go by score descending, then id ascending.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import numpy.typing as npt
 
-COLUMNS = {  # metric: (id, answer)
-    "gap": ("id", "landmarks"),
-    "map100": ("id", "images"),
-    "map5": ("Image", "Id"),
-    "f1": ("posting_id", "matches"),
+from common.submission import FORMATS, read
+
+Array = npt.NDArray[Any]
+
+_COMPETITIONS = {
+    "gap": "landmarks-recognition",
+    "map100": "landmarks-retrieval",
+    "map5": "whale",
+    "f1": "shopee",
 }
 
 
-class MetricError(ValueError):
-    """A file that cannot be scored; names file and row."""
+def gap(solution: Mapping[str, Any], predictions: Mapping[str, tuple[Any, float] | None]) -> float:
+    """Global average precision (GAP, micro-AP) of one prediction per query.
 
-
-def gap(
-    solution: Mapping[str, Collection[Any]], predictions: Mapping[str, tuple[Any, float] | None]
-) -> float:
-    """Global average precision (micro AP) of one scored label per query, in [0, 1].
-
-    All predictions stand in one list by score descending, then id ascending; the precision at each
-    correct one is summed and divided by the number of queries that have a true label. A prediction
-    for a query without one only pushes others down. Google Landmark Recognition; Perronnin et al.,
-    CVPR 2009.
+    All predictions are ranked by score descending, then id ascending; precision is summed at the
+    correct ones and divided by the number of queries that have a label.
 
     Args:
-        solution: true labels of every query, none for a non-landmark; any of several counts.
-        predictions: label and score, or None; queries that are missing predict nothing.
+        solution: `{id: labels}`; labels are a set or list (any of them is correct), one label, or
+            empty for a query that shows no landmark.
+        predictions: `{id: (label, score) or None}`; a missing id counts as None.
 
     Raises:
-        ValueError: a prediction for an unknown query, or a score that is not a number.
+        ValueError: an id that the solution does not have, or a score that is not finite.
     """
-    _known(predictions, solution)
-    made = {i: p for i, p in predictions.items() if p is not None}
-    ids = list(made)
-    scores = np.array([made[i][1] for i in ids], np.float64)
-    if np.isnan(scores).any():
-        first = ids[int(np.flatnonzero(np.isnan(scores))[0])]
-        raise ValueError(f"The score of {first!r} is not a number.")
-    right = np.array([made[i][0] in solution[i] for i in ids], bool)
-    order = np.lexsort((np.array(ids, np.str_), -scores))
-    answerable = sum(bool(labels) for labels in solution.values())
-    return gap_sorted(right[order], answerable)
+    unknown = [i for i in predictions if i not in solution]
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} predictions are for ids that the solution does not have, the first is "
+            f"{unknown[0]!r}."
+        )
+    given = [(i, p) for i in sorted(predictions) if (p := predictions[i]) is not None]
+    for i, (_, value) in given:
+        if not math.isfinite(value):
+            raise ValueError(f"The score of {i!r} is {value}: GAP ranks by score.")
+    correct = [label in _labels(solution[i]) for i, (label, _) in given]
+    answerable = sum(bool(_labels(labels)) for labels in solution.values())
+    return gap_arrays(np.array(correct, bool), np.array([p[1] for _, p in given]), answerable)
 
 
-def gap_sorted(right: np.ndarray, answerable: int) -> float:
-    """GAP of predictions that are in order: `(N,)` bool, and how many queries have a true label."""
+def map_at_k(truth: Mapping[str, Any], ranked: Mapping[str, Any], k: int = 100) -> float:
+    """Mean average precision at `k` over the queries that have a relevant item.
+
+    AP = sum over relevant ranks r <= k of precision(r), divided by min(relevant items, k). With one
+    label per query that is 1 / rank.
+
+    Args:
+        truth: `{id: relevant items}`, a set, a list or one item; empty queries are ignored.
+        ranked: `{id: items, best first}`; repeated items are dropped before ranks are given, a
+            missing id counts as no items, ids that `truth` does not have are not scored.
+        k: length of the list.
+
+    Raises:
+        ValueError: k < 1, or `ranked` has none of the ids.
+    """
+    _check_ids(truth, ranked, k)
+    values = []
+    for i, relevant in ((i, _labels(items)) for i, items in truth.items()):
+        if relevant:
+            found, total = 0, 0.0
+            for rank, item in enumerate(_top(ranked.get(i), k), 1):
+                if item in relevant:
+                    found += 1
+                    total += found / rank
+            values.append(total / min(len(relevant), k))
+    return math.fsum(values) / len(values) if values else 0.0
+
+
+def mean_f1(truth: Mapping[str, Any], matches: Mapping[str, Any]) -> float:
+    """Mean over rows of `2 |T & P| / (|T| + |P|)` for the true set T and the predicted set P.
+
+    Args:
+        truth: `{id: matching ids}`, the id itself included as in Shopee.
+        matches: `{id: predicted ids}`; a missing id counts as an empty set.
+
+    Raises:
+        ValueError: `matches` has none of the ids.
+    """
+    _check_ids(truth, matches, 1)
+    values = []
+    for i, labels in truth.items():
+        true, found = _labels(labels), _labels(matches.get(i))
+        values.append(2 * len(true & found) / max(len(true) + len(found), 1))
+    return math.fsum(values) / len(values) if values else 0.0
+
+
+def recall_at_k(truth: Mapping[str, Any], ranked: Mapping[str, Any], k: int = 1) -> float:
+    """Share of the queries with a relevant item that have one among the first `k` distinct items.
+
+    Arguments and errors as in `map_at_k`.
+    """
+    _check_ids(truth, ranked, k)
+    wanted = {i: relevant for i, items in truth.items() if (relevant := _labels(items))}
+    found = sum(not relevant.isdisjoint(_top(ranked.get(i), k)) for i, relevant in wanted.items())
+    return found / len(wanted) if wanted else 0.0
+
+
+def gap_arrays(correct: Array, score: Array, answerable: int) -> float:
+    """GAP of `(M,)` predictions in ascending order of id: bool correct, float score."""
+    order = np.argsort(-np.asarray(score), kind="stable")
+    right = np.asarray(correct, bool)[order]
     precision = np.cumsum(right) / np.arange(1, len(right) + 1)
     return float(precision[right].sum() / answerable) if answerable else 0.0
 
 
-def average_precision(relevant: Collection[Any], ranked: Iterable[Any], k: int) -> float:
-    """AP at k of one query, divided by min(relevant, k); repeated entries take no rank.
+def map_at_k_arrays(hits: Array, totals: Array, k: int = 100) -> float:
+    """Mean AP at `k` from distinct `hits` `(Q, K)` bool, best first, and relevant counts `(Q,)`."""
+    hits, totals = np.asarray(hits, bool)[:, :k], np.asarray(totals)
+    hits, totals = hits[totals > 0], totals[totals > 0]
+    precision = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
+    values = (precision * hits).sum(1) / np.minimum(totals, k)
+    return float(values.mean()) if len(values) else 0.0
 
-    Raises:
-        ValueError: nothing is relevant: such a query is not to be counted.
+
+def mean_f1_arrays(hits: Array, kept: Array, totals: Array) -> float:
+    """Row F1 from `hits` and `kept` `(Q, K)` bool (true, predicted) and true counts `(Q,)`."""
+    kept = np.asarray(kept, bool)
+    found = (np.asarray(hits, bool) & kept).sum(1)
+    values = 2 * found / np.maximum(kept.sum(1) + np.asarray(totals), 1)
+    return float(values.mean()) if len(values) else 0.0
+
+
+def recall_at_k_arrays(hits: Array, totals: Array, k: int = 1) -> float:
+    """Recall at `k` from `hits` `(Q, K)` bool, best first, and relevant counts `(Q,)`."""
+    some = np.any(np.asarray(hits, bool)[:, :k], axis=1)[np.asarray(totals) > 0]
+    return float(some.mean()) if len(some) else 0.0
+
+
+def label_hits(index: Array, query_labels: Array, gallery_labels: Array) -> tuple[Array, Array]:
+    """`hits` `(Q, K)` bool and relevant counts `(Q,)` of neighbors, by equal labels.
+
+    Args:
+        index: `(Q, K)` gallery rows, -1 padding, as in `Neighbors`. When the gallery holds the
+            queries themselves, self counts as relevant: subtract 1 from counts if it was masked.
+        query_labels: `(Q,)` int64; -1 (unknown) matches nothing.
+        gallery_labels: `(N,)` int64.
     """
-    if not relevant:
-        raise ValueError("A query without relevant images has no average precision: leave it out.")
-    wanted = set(relevant)
-    hits, total = 0, 0.0
-    for rank, entry in enumerate(list(dict.fromkeys(ranked))[:k], 1):
-        if entry in wanted:
-            hits += 1
-            total += hits / rank
-    return total / min(len(wanted), k)
+    index, query, known = (np.asarray(a) for a in (index, query_labels, gallery_labels))
+    labels, counts = np.unique(known, return_counts=True)
+    place = np.searchsorted(labels, query)
+    same = np.append(labels, -1)[place] == query
+    totals = np.where(same & (query >= 0), np.append(counts, 0)[place], 0)
+    rows = np.append(known, -1)[index]  # index -1 takes the appended -1
+    return (rows == query[:, None]) & (query >= 0)[:, None], totals
 
 
-def map_at_k(
-    truth: Mapping[str, Collection[Any]], ranked: Mapping[str, Sequence[Any]], k: int
-) -> float:
-    """Mean AP at k over the queries of `truth`, in [0, 1]; a query without an answer scores 0.
-
-    k = 100: Google Landmark Retrieval. k = 5 with one label each: Humpback Whale, 1 / rank of the
-    true one. Queries without truth must be left out, as Kaggle ignores them.
-
-    Raises:
-        ValueError: an answer for an unknown query, or a query without truth.
-    """
-    _known(ranked, truth)
-    total = sum(average_precision(wanted, ranked.get(i, ()), k) for i, wanted in truth.items())
-    return total / len(truth) if truth else 0.0
-
-
-def recall_at_k(
-    truth: Mapping[str, Collection[Any]], ranked: Mapping[str, Sequence[Any]], k: int
-) -> float:
-    """Share of queries with at least one right answer among the first k distinct ones."""
-    _known(ranked, truth)
-    found = sum(
-        not set(wanted).isdisjoint(list(dict.fromkeys(ranked.get(i, ())))[:k])
-        for i, wanted in truth.items()
-    )
-    return found / len(truth) if truth else 0.0
-
-
-def mean_f1(truth: Mapping[str, Collection[Any]], matches: Mapping[str, Collection[Any]]) -> float:
-    """Mean over rows of 2 |T and P| / (|T| + |P|); Shopee. The row itself is in both sets there.
-
-    Raises:
-        ValueError: an answer for an unknown row.
-    """
-    _known(matches, truth)
-    total = 0.0
-    for i, wanted in truth.items():
-        found, wanted = set(matches.get(i, ())), set(wanted)
-        if wanted or found:
-            total += 2 * len(wanted & found) / (len(wanted) + len(found))
-    return total / len(truth) if truth else 0.0
-
-
-def score_file(
+def score(
     metric: str, solution: str | Path, submission: str | Path, *, usage: str | None = None
 ) -> float:
-    """The metric of a submission file against a solution file.
+    """The metric of a submission file against a solution file, as Kaggle scores it.
 
-    Rows of the solution with Usage `Ignored` do not count, nor, with `usage`, those of the other
-    part. Rows that the submission lacks count as empty answers.
+    Args:
+        metric: `gap`, `map100`, `map5` or `f1`.
+        solution: id and truth, and perhaps `Usage`; rows with Usage `Ignored` never count.
+        submission: id and prediction; ids that it leaves out count as no prediction.
+        usage: `Public` or `Private` scores that part alone.
 
     Raises:
-        MetricError: a file without the columns, repeated or unknown ids, an unreadable score.
+        ValueError: a file that cannot be scored; names file, line and id.
+        FileNotFoundError: a file is not there.
     """
-    if metric not in COLUMNS:
-        raise MetricError(f"No metric {metric!r}: choose {', '.join(COLUMNS)}.")
-    truth, given = _read(solution, metric), _read(submission, metric)
-    unknown = ~given.index.isin(truth.index)
-    if unknown.any():
-        raise MetricError(
-            f"{submission}: {int(unknown.sum())} ids are not in {solution}, the first is "
-            f"{given.index[unknown][0]}."
+    if metric not in _COMPETITIONS:
+        raise ValueError(f"metric must be one of {', '.join(_COMPETITIONS)}, got {metric!r}.")
+    form = FORMATS[_COMPETITIONS[metric]]
+    key, column = form.key, form.column
+    rows = read(solution, key, column, others=True)
+    answers = read(submission, key, column)
+    for i, answer in answers.items():
+        if i not in rows:
+            raise ValueError(f"{submission}, line {answer['line']}: {solution} has no {key} {i!r}.")
+    if usage and not all("Usage" in row for row in rows.values()):
+        raise ValueError(f"{solution} has no column Usage: score it without --usage {usage}.")
+    counted = {
+        i: [] if row[column].strip() == "None" else row[column].split()
+        for i, row in rows.items()
+        if row.get("Usage") != "Ignored" and (not usage or row["Usage"] == usage)
+    }
+    if not counted:
+        raise ValueError(
+            f"{solution} has no rows to score{f' with Usage {usage}' if usage else ''}."
         )
-    if "Usage" in truth:
-        counts = truth["Usage"] != "Ignored"
-        if usage is not None:
-            counts &= truth["Usage"] == usage
-        truth = truth[counts]
-        given = given[given.index.isin(truth.index)]
-    answer = COLUMNS[metric][1]
-    wanted = {i: [w for w in words if w != "None"] for i, words in _words(truth, answer).items()}
-    said = _words(given, answer)
     if metric == "gap":
-        return gap(wanted, {i: _scored(i, words, submission) for i, words in said.items()})
+        pairs = {i: _label_and_score(row, submission, i) for i, row in answers.items()}
+        return gap(counted, {i: pair for i, pair in pairs.items() if i in counted})
+    lists = {i: row[column].split() for i, row in answers.items() if i in counted}
     if metric == "f1":
-        return mean_f1(wanted, said)
-    wanted = {i: words for i, words in wanted.items() if words}
-    said = {i: words for i, words in said.items() if i in wanted}
-    return map_at_k(wanted, said, 100 if metric == "map100" else 5)
+        return mean_f1(counted, lists)
+    return map_at_k(counted, lists, 100 if metric == "map100" else 5)
 
 
-def _read(path: str | Path, metric: str) -> pd.DataFrame:
-    """A csv as text, by id."""
-    key, answer = COLUMNS[metric]
-    try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError:
-        raise MetricError(f"No file {path}.") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise MetricError(f"{path} is not a readable csv: {error}") from None
-    for name in (key, answer):
-        if name not in frame:
-            raise MetricError(f"{path} has no column {name!r}; {metric} needs {key},{answer}.")
-    twice = frame[key].duplicated().to_numpy()
-    if twice.any():
-        row = int(np.flatnonzero(twice)[0])
-        raise MetricError(f"{path} row {row + 2}: {frame[key].iloc[row]} occurs twice.")
-    return frame.set_index(key)
-
-
-def _words(frame: pd.DataFrame, column: str) -> dict[str, list[str]]:
-    """The space-separated entries of each row."""
-    return {str(i): str(text).split() for i, text in zip(frame.index, frame[column], strict=True)}
-
-
-def _scored(query: str, words: Sequence[str], path: str | Path) -> tuple[str, float] | None:
-    """`LABEL SCORE` of a recognition submission; None when it is empty."""
+def _label_and_score(row: dict[str, str], path: str | Path, i: str) -> tuple[str, float] | None:
+    words = row["landmarks"].split()
     if not words:
         return None
     try:
-        return words[0], float(words[1])
-    except (IndexError, ValueError):
-        raise MetricError(
-            f"{path}: {query} has {' '.join(words)!r}, expected 'LABEL SCORE' or nothing."
+        label, text = words
+        value = float(text)
+        if not math.isfinite(value):
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            f"{path}, line {row['line']}, id {i!r}: {row['landmarks']!r} is neither empty nor "
+            "'LABEL SCORE' with a finite score."
         ) from None
+    return label, value
 
 
-def _known(given: Mapping[str, Any], truth: Mapping[str, Any]) -> None:
-    for i in given:
-        if i not in truth:
-            raise ValueError(f"There is an answer for {i!r}, which the solution does not have.")
+def _labels(value: Any) -> set[Any]:
+    """A set of labels; one label stands for itself, None and '' for nothing."""
+    return set(_entries(value))
+
+
+def _entries(value: Any) -> Iterable[Any]:
+    if value is None or (isinstance(value, str) and not value):
+        return ()
+    return value if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+
+
+def _top(value: Any, k: int) -> Iterable[Any]:
+    """The first `k` distinct entries."""
+    return islice(dict.fromkeys(_entries(value)), k)
+
+
+def _check_ids(truth: Mapping[str, Any], given: Mapping[str, Any], k: int) -> None:
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}.")
+    if truth and given and truth.keys().isdisjoint(given.keys()):
+        raise ValueError(
+            f"No id of the predictions is in the truth: {next(iter(given))!r} against "
+            f"{next(iter(truth))!r}."
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
-    parser.add_argument("metric", choices=list(COLUMNS))
-    parser.add_argument("solution")
-    parser.add_argument("submission")
+    """Print the score of a submission file."""
+    parser = argparse.ArgumentParser(prog="python -m common.metrics", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("metric", choices=list(_COMPETITIONS))
+    parser.add_argument("solution", metavar="SOLUTION.csv")
+    parser.add_argument("submission", metavar="SUBMISSION.csv")
     parser.add_argument("--usage", choices=["Public", "Private"])
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        value = score_file(given.metric, given.solution, given.submission, usage=given.usage)
-    except ValueError as error:
+        value = score(options.metric, options.solution, options.submission, usage=options.usage)
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     print(f"{value:.5f}")
 

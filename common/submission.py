@@ -1,12 +1,19 @@
-"""Write submissions, and find what Kaggle would reject before Kaggle does.
+"""Submission files: write one, read one, and name what Kaggle would reject before it is uploaded.
 
-python -m common.submission check COMPETITION SUBMISSION.csv SAMPLE.csv
+    python -m common.submission check COMPETITION SUBMISSION.csv SAMPLE.csv
+
+COMPETITION is landmarks-recognition, landmarks-retrieval, whale or shopee. Prints one line that
+begins with `ok`, or one line per kind of problem, with its first place, and exits with 1.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+import csv
+import math
+import re
+import string
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,192 +21,261 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.config import suggestion
-from common.paths import atomic
+from common.paths import write_text
+
+_ENTRY_BYTES = (string.ascii_letters + string.digits + "_.-").encode()
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 @dataclass(frozen=True)
 class Format:
-    """What a competition's csv looks like.
+    """Columns of a competition's submission, entries a row may list, whether it may be empty."""
 
-    Attributes:
-        columns: id and answer.
-        most: entries of an answer at most.
-        least: entries of an answer at least.
-        scored: the answer is `LABEL SCORE`.
-        own: the row's own id must be among the entries.
-    """
-
-    columns: tuple[str, str]
-    most: int
-    least: int
-    scored: bool = False
-    own: bool = False
+    key: str
+    column: str
+    limit: int
+    empty: bool
 
 
 FORMATS = {
-    "landmarks-recognition": Format(("id", "landmarks"), most=2, least=0, scored=True),
-    "landmarks-retrieval": Format(("id", "images"), most=100, least=0),
-    "whale": Format(("Image", "Id"), most=5, least=1),
-    "shopee": Format(("posting_id", "matches"), most=50, least=1, own=True),
+    # "LABEL SCORE"; empty for an image without a landmark
+    "landmarks-recognition": Format("id", "landmarks", 1, True),
+    "landmarks-retrieval": Format("id", "images", 100, True),
+    "whale": Format("Image", "Id", 5, False),
+    "shopee": Format("posting_id", "matches", 50, False),
 }
 
 
-def write(
-    competition: str, ids: Sequence[str] | np.ndarray, answers: Iterable[Any], path: str | Path
-) -> None:
+def write(competition: str, ids: Iterable[Any], rows: Iterable[Any], path: str | Path) -> None:
     """Write a submission whole or not at all.
 
     Args:
-        competition: one of `FORMATS`.
-        ids: row ids in the order of the file.
-        answers: for each id a list of entries, best first; for landmarks-recognition a pair
-            (label, score) or None for an empty answer.
-        path: the csv.
+        competition: a key of `FORMATS`.
+        ids: one per row.
+        rows: for landmarks-recognition `(label, score)` or None, scores written so that they read
+            back exactly; else a sequence of entries, best first.
+        path: the file.
 
     Raises:
-        ValueError: unknown competition, or as many answers as ids are not given.
+        ValueError: whatever `check` finds in the rows themselves; nothing is written then.
     """
     form = _format(competition)
-    ids = np.asarray(ids, np.str_)
-    if form.scored:
-        # 8 digits: enough for float32 scores to keep their order.
-        texts = ["" if a is None else f"{a[0]} {a[1]:.8g}" for a in answers]
+    names = [str(i) for i in ids]
+    if competition == "landmarks-recognition":
+        cells = ["" if row is None else f"{row[0]} {float(row[1])!r}" for row in rows]
     else:
-        texts = [" ".join(map(str, answer)) for answer in answers]
-    if len(texts) != len(ids):
-        raise ValueError(f"{path}: {len(texts)} answers for {len(ids)} ids.")
-    with atomic(path) as temporary:
-        pd.DataFrame(dict(zip(form.columns, (ids, texts), strict=True))).to_csv(
-            temporary, index=False, lineterminator="\n"
-        )
+        cells = [row if isinstance(row, str) else " ".join(map(str, row)) for row in rows]
+    if len(names) != len(cells):
+        raise ValueError(f"{path} not written: {len(names)} ids for {len(cells)} rows.")
+    problems = _problems(competition, names, cells, lambda row: f"row {row} ({names[row]!r})")
+    odd = [name for name in names if not _plain(name)]
+    if odd:
+        problems.append(f"{form.key} {odd[0]!r} has characters that break a CSV file")
+    if problems:
+        raise ValueError(f"{path} not written: {problems[0]}.")
+    body = "".join(f"{name},{cell}\n" for name, cell in zip(names, cells, strict=True))
+    write_text(path, f"{form.key},{form.column}\n{body}")
 
 
 def check(competition: str, submission: str | Path, sample: str | Path) -> list[str]:
-    """What is wrong with a submission, one line per kind of problem; empty when nothing is.
+    """What Kaggle would reject or not count, in its words where they are known; one per kind.
 
     Args:
-        competition: one of `FORMATS`.
-        submission: the csv to hand in.
-        sample: the competition's sample submission.
+        competition: a key of `FORMATS`.
+        submission: the file to upload.
+        sample: the competition's `sample_submission.csv`.
 
     Raises:
-        ValueError: unknown competition, or the sample itself is not one of this competition.
+        ValueError: unknown competition, or a file that is no CSV at all.
+        FileNotFoundError: a file is not there.
     """
     form = _format(competition)
-    wanted, trouble = _read(sample, form)
-    if trouble:
-        raise ValueError(f"The sample is not one of {competition}: {trouble}")
-    given, trouble = _read(submission, form)
-    if trouble:
-        return [trouble]
-    key, answer = form.columns
-    problems = _rows(given[key], wanted[key], submission)
-    words = given[answer].str.split()
-    count = words.str.len()  # type: ignore[misc]
-    rules = [
-        (count > form.most, f"more than {form.most} entries"),
-        (count < form.least, f"fewer than {form.least} entries"),
-        (given[answer].str.contains(r"[,;|\t\n]", regex=True), "a separator other than a space"),
-    ]
-    if form.scored:
-        rules += _scored(given[answer])
-    else:
-        rules.append((_repeats(words, count), "an entry twice"))
-    if form.own:
-        flat = words.explode()
-        own = (flat == given[key].reindex(flat.index)).groupby(level=0).any()
-        rules.append((~own.reindex(given.index, fill_value=False), "not its own id"))
-    for wrong, what in rules:
-        if wrong.any():
-            row = int(np.flatnonzero(wrong.to_numpy(bool))[0])
-            problems.append(
-                f"Scoring Error: {int(wrong.sum())} rows have {what}, the first is row {row + 2}: "
-                f"{given[key].iloc[row]},{given[answer].iloc[row][:60]}"
+    faults, wanted, _, _ = _parse(Path(sample), form)
+    if not faults and not wanted:
+        faults = ["it has no rows"]
+    if not faults and pd.Index(wanted).has_duplicates:
+        faults = [f"it has {_repeated(wanted)!r} twice"]
+    if faults:
+        return [f"{sample} is not the sample submission of {competition}: {faults[0]}"]
+    problems, ids, cells, lines = _parse(Path(submission), form)
+    if problems and not ids:
+        return problems
+    if len(ids) != len(wanted):
+        problems.append(f"Submission must have {len(wanted)} rows, this one has {len(ids)}")
+    absent = pd.Index(wanted).difference(pd.Index(ids), sort=False)
+    if len(absent):
+        problems.append(
+            f"Unable to find {len(absent)} required key values in the '{form.key}' column, the "
+            f"first is {absent[0]!r}"
+        )
+    foreign = np.flatnonzero(~pd.Index(ids).isin(wanted))
+    if len(foreign):
+        problems.append(
+            f"Solution and submission values for {form.key} do not match: {len(foreign)} ids are "
+            f"not in the sample, the first is {ids[foreign[0]]!r} in line {lines[foreign[0]]}"
+        )
+    rows = _problems(competition, ids, cells, lambda row: f"line {lines[row]} ({ids[row]!r})")
+    return problems + rows
+
+
+def read(
+    path: str | Path, key: str, column: str, *, others: bool = False
+) -> dict[str, dict[str, str]]:
+    """Rows of a CSV by its column `key`, each with its `line`.
+
+    Args:
+        path: the file.
+        key: the id column; an id may occur once.
+        column: the other column that must be there.
+        others: whether more columns are allowed.
+
+    Raises:
+        ValueError: wrong columns, a row of another length, a repeated id, no UTF-8; names the line.
+        FileNotFoundError: no such file.
+    """
+    rows: dict[str, dict[str, str]] = {}
+    lines = _lines(Path(path))
+    _, header = next(lines)
+    missing = not {key, column} <= set(header)
+    if missing or (len(header) > 2 and not others) or len(set(header)) < len(header):
+        found = ",".join(header) or "none"
+        raise ValueError(f"{path}, line 1: needs the columns {key},{column}, has {found}.")
+    for line, cells in lines:
+        if len(cells) != len(header):
+            raise ValueError(f"{path}, line {line}: {len(cells)} fields instead of {len(header)}.")
+        row = dict(zip(header, cells, strict=True), line=str(line))
+        if row[key] in rows:
+            before = rows[row[key]]["line"]
+            raise ValueError(f"{path}, line {line}: {key} {row[key]!r} is in line {before} too.")
+        rows[row[key]] = row
+    return rows
+
+
+def _lines(path: Path, errors: str = "strict") -> Iterator[tuple[int, list[str]]]:
+    """Line number and fields of the header ([] in an empty file), then of each non-blank row."""
+    try:
+        with open(path, newline="", encoding="utf-8", errors=errors) as file:
+            reader = csv.reader(file)
+            yield 1, next(reader, [])
+            yield from ((reader.line_num, fields) for fields in reader if fields)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"No file at {path}.") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a UTF-8 CSV file: {error}.") from None
+
+
+def _parse(path: Path, form: Format) -> tuple[list[str], list[str], list[str], list[int]]:
+    """Problems of the file's shape; then ids, cells and line numbers as far as they can be read."""
+    rows = _lines(path, errors="replace")
+    _, header = next(rows)
+    problems = []
+    if header and header[0].startswith("\ufeff"):
+        problems.append("The file starts with a byte order mark (BOM): save it as plain UTF-8")
+        header = [header[0].removeprefix("\ufeff"), *header[1:]]
+    for kind, name in (("ID", form.key), ("Prediction", form.column)):
+        if name not in header:
+            found = ",".join(header) or "none"
+            return (
+                [*problems, f"{kind} column {name} not found in submission, found {found}"],
+                [],
+                [],
+                [],
             )
-    return problems
+    if len(header) > 2:
+        problems.append(f"Submission must have 2 columns, this one has {','.join(header)}")
+    key, column = header.index(form.key), header.index(form.column)
+    full = [(line, fields) for line, fields in rows]
+    ragged = [line for line, fields in full if len(fields) != len(header)]
+    if ragged:
+        problems.append(
+            f"Not {len(header)} fields in {len(ragged)} of {len(full)} rows, first in line "
+            f"{ragged[0]}"
+        )
+    full = [(line, fields) for line, fields in full if len(fields) > max(key, column)]
+    ids, cells = ([fields[place] for _, fields in full] for place in (key, column))
+    return problems, ids, cells, [line for line, _ in full]
+
+
+def _problems(
+    competition: str, ids: list[str], cells: list[str], where: Callable[[int], str]
+) -> list[str]:
+    """Problems of the rows themselves, one per kind, with the first place."""
+    seen: dict[str, list[int]] = {}
+    if pd.Index(ids).has_duplicates:
+        rows = np.flatnonzero(pd.Index(ids).duplicated())
+        kind = f"The value {_repeated(ids)!r} in the key column has already been defined"
+        seen[kind] = rows.tolist()
+    for row, (name, cell) in enumerate(zip(ids, cells, strict=True)):
+        for kind in _faults(competition, name, cell):
+            seen.setdefault(kind, []).append(row)
+    return [
+        f"{kind} in {len(rows)} of {len(ids)} rows, first in {where(rows[0])}"
+        for kind, rows in seen.items()
+    ]
+
+
+def _faults(competition: str, name: str, cell: str) -> Iterator[str]:
+    """What is wrong with one row."""
+    form = FORMATS[competition]
+    words = cell.split()
+    if not (name.isascii() and cell.isascii()):
+        yield "Non-ASCII characters"
+    elif cell != " ".join(words) or not _plain(cell.replace(" ", "")):
+        yield "Entries separated by something else than one space"
+    if not words:
+        if not form.empty:
+            yield "Submission contains null values"
+    elif competition == "landmarks-recognition":
+        if len(words) > 2:
+            yield "More than one LABEL SCORE pair"
+        if not words[0].isdigit():
+            yield "A label that is not an integer"
+        if len(words) == 1:
+            yield "A label without a score"
+        elif not (_NUMBER.fullmatch(words[1]) and math.isfinite(float(words[1]))):
+            yield "A score that is not a finite number"
+    else:
+        if len(words) > form.limit:
+            yield f"More than {form.limit} entries"
+        if len(set(words)) < len(words):
+            yield "An entry listed twice"
+        if competition == "shopee" and name not in words:
+            yield "Own posting_id not listed"
+
+
+def _repeated(ids: list[str]) -> str:
+    return ids[int(pd.Index(ids).duplicated().argmax())]
+
+
+def _plain(text: str) -> bool:
+    return not text.encode("utf-8").translate(None, _ENTRY_BYTES)
 
 
 def _format(competition: str) -> Format:
     if competition not in FORMATS:
-        near = suggestion(competition, list(FORMATS)) or "."
-        raise ValueError(f"No competition {competition!r}{near} Known: {', '.join(FORMATS)}")
+        raise ValueError(f"competition must be one of {', '.join(FORMATS)}, got {competition!r}.")
     return FORMATS[competition]
 
 
-def _read(path: str | Path, form: Format) -> tuple[pd.DataFrame, str]:
-    """The csv as text, and in Kaggle's words why it cannot be read (or an empty string)."""
-    empty = pd.DataFrame(columns=list(form.columns), dtype=str)
-    try:
-        raw = Path(path).read_bytes()[:4]
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError:
-        return empty, f"Submission CSV Not Found: there is no {path}"
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        return empty, f"Scoring Error: {path} is not a csv ({' '.join(str(error).split())})"
-    if raw.startswith(b"\xef\xbb\xbf"):
-        return empty, f"Scoring Error: {path} starts with a byte order mark, save it as plain UTF-8"
-    if list(frame.columns) != list(form.columns):
-        return empty, (
-            f"Scoring Error: {path} has columns {','.join(frame.columns)}, "
-            f"expected {','.join(form.columns)}"
-        )
-    return frame, ""
-
-
-def _rows(given: pd.Series[str], wanted: pd.Series[str], path: str | Path) -> list[str]:
-    """Ids that are missing, extra or repeated."""
-    found = []
-    for label, ids in (
-        ("are missing", wanted[~wanted.isin(given)]),
-        ("are not in the sample", given[~given.isin(wanted)]),
-        ("occur more than once", given[given.duplicated()]),
-    ):
-        if len(ids):
-            found.append(
-                f"Scoring Error: {len(ids)} of {len(wanted)} ids {label} in {path}, "
-                f"the first is {ids.iloc[0]}"
-            )
-    return found
-
-
-def _scored(answers: pd.Series[str]) -> list[tuple[pd.Series[bool], str]]:
-    """Rules of `LABEL SCORE`."""
-    filled = answers.str.strip() != ""
-    parts = answers.str.extract(r"^\s*(\S+)\s+(\S+)\s*$")
-    score = pd.to_numeric(parts[1], errors="coerce")
-    label = parts[0].str.fullmatch(r"\d+").fillna(False).astype(bool)
-    whole = parts[0].notna()
-    return [
-        (filled & ~whole, "no 'LABEL SCORE'"),
-        (filled & whole & ~label, "a label that is not a number"),
-        (filled & whole & ~np.isfinite(score), "a score that is not a finite number"),
-    ]
-
-
-def _repeats(words: pd.Series[Any], count: pd.Series[int]) -> pd.Series[bool]:
-    """Rows that name an entry twice."""
-    flat = words.explode().dropna()
-    different = flat.groupby(level=0).nunique().reindex(words.index, fill_value=0)
-    return different < count
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; exit status 1 when there are problems."""
-    parser = argparse.ArgumentParser(prog="python -m common.submission")
-    check_parser = parser.add_subparsers(required=True).add_parser("check", help="name problems")
-    check_parser.add_argument("competition", choices=list(FORMATS))
-    check_parser.add_argument("submission")
-    check_parser.add_argument("sample")
-    given = parser.parse_args(arguments)
+    """Print `ok` or the problems of a submission file; exit code 1 with problems."""
+    parser = argparse.ArgumentParser(
+        prog="python -m common.submission", description=(__doc__ or "").split("\n")[0]
+    )
+    command = parser.add_subparsers(dest="command", required=True).add_parser("check")
+    command.add_argument("competition", choices=list(FORMATS))
+    command.add_argument("submission", metavar="SUBMISSION.csv")
+    command.add_argument("sample", metavar="SAMPLE.csv")
+    options = parser.parse_args(arguments)
     try:
-        problems = check(given.competition, given.submission, given.sample)
-    except ValueError as error:
+        problems = check(options.competition, options.submission, options.sample)
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
+    for problem in problems:
+        print(problem)
     if problems:
-        print("\n".join(problems))
         raise SystemExit(1)
-    print(f"{given.submission}: Kaggle would accept it")
+    print(f"ok: {options.submission} is a complete {options.competition} submission")
 
 
 if __name__ == "__main__":

@@ -83,6 +83,18 @@ def test_a_certain_row_costs_nothing_exactly():
     assert cross_entropy(logits, torch.tensor([1])) == 200
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_ignored_logits_change_nothing(value):
+    logits, labels = batch(dim=5)
+    expected = cross_entropy(logits, labels, label_smoothing=0.1)
+    (gradient,) = torch.autograd.grad(expected, logits)
+    spoilt = logits.detach().clone()
+    spoilt[labels < 0] = value
+    loss = cross_entropy(spoilt.requires_grad_(), labels, label_smoothing=0.1)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, spoilt)[0], gradient)
+
+
 @pytest.mark.parametrize("rows", [0, 2])
 @pytest.mark.parametrize("make", [LinearSoftmax, CosineSoftmax])
 def test_nothing_to_learn_is_an_attached_zero(make, rows):

@@ -28,11 +28,18 @@ class Data:
 
 
 @dataclass
+class Stage:
+    epochs: int = 1
+    size: int = 224
+
+
+@dataclass
 class Config:
     seed: int = 1
     data: Data = field(default_factory=Data)
     loss: list[dict[str, Any]] = field(default_factory=list)
     lr: float = 0.1
+    stages: list[Stage] = field(default_factory=list)
 
 
 @pytest.fixture
@@ -61,6 +68,27 @@ def test_experiments_are_found_by_name_and_later_wins(base):
 def test_list_items_can_be_reached_and_extended(base):
     config = load(Config, base, ["loss.0.scale=64", "loss.0.margin={a: 1}"])
     assert config.loss == [{"name": "arcface", "scale": 64, "margin": {"a": 1}}]
+
+
+def test_scalars_are_read_as_people_mean_them(base):
+    for text, value in {
+        "1e-4": 1e-4,
+        "-.5": -0.5,
+        "3": 3.0,
+        "1.E3": 1000.0,
+        ".inf": float("inf"),
+    }.items():
+        assert load(Config, base, [f"lr={text}"]).lr == value
+    for word in ("off", "no", "on", "yes", "y"):
+        assert load(Config, base, [f"data.root={word}"]).data.root == word
+    assert load(Config, base, ["loss=[{name: a, x: true, y: 1e3}]"]).loss[0]["x"] is True
+
+
+def test_lists_of_sections_are_typed(base):
+    config = load(Config, base, ["stages=[{epochs: 3}, {size: 9}]", "stages.1.epochs=7"])
+    assert config.stages == [Stage(3, 224), Stage(7, 9)]
+    with pytest.raises(ConfigError, match="epoch"):
+        load(Config, base, ["stages=[{epoch: 3}]"])
 
 
 @pytest.mark.parametrize(
@@ -115,6 +143,7 @@ def test_explain_keeps_comments_and_shows_resolved_values(base):
         "loss": [{"name": "cosface"}],
         "lr": 2.0,
     }
+    assert "stages" not in text  # not in the YAML
 
 
 def test_saved_config_loads_as_the_same(base, tmp_path):

@@ -189,14 +189,14 @@ def test_groups_leave_unreadable_images_alone():
 
 def test_huge_groups_need_no_pairs():
     rng = np.random.default_rng(0)
-    hashes = rng.integers(0, 2**64, 1_000_000, dtype=np.uint64)
+    hashes = rng.integers(0, 2**64, 300_000, dtype=np.uint64)
     hashes[5:100_005] = hashes[3]
-    hashes[200_000:300_000] = hashes[300_000:400_000] ^ BIT[rng.integers(0, 64, 100_000)]
+    hashes[200_000:250_000] = hashes[250_000:300_000] ^ BIT[rng.integers(0, 64, 50_000)]
     groups = duplicate_groups(hashes, 1)
     sizes = np.bincount(groups)
     assert sizes[3] == 100_001
-    assert np.bincount(sizes)[2] == 100_000
-    assert len(np.unique(groups)) == 1_000_000 - 200_000
+    assert np.bincount(sizes)[2] == 50_000
+    assert len(np.unique(groups)) == 150_000
     with pytest.raises(ValueError, match="duplicate_groups"):
         near_duplicates(hashes, 1)
 

@@ -116,6 +116,14 @@ def test_vote_orders_ties_by_class_and_skips_unlabelled_rows():
     assert listed(found) == [[(2, 0.5), (7, 0.5)]]
 
 
+def test_negative_similarities_vote_only_with_power_one():
+    neighbors = Neighbors(torch.tensor([[0, 1]]), torch.tensor([[0.1, -0.5]]))
+    labels = torch.tensor([3, 2])
+    assert_same(vote(neighbors, labels, None, None, power=2), [[(3, 0.01), (2, 0.0)]])
+    assert_same(vote(neighbors, labels, None, None, power=0.5), [[(3, 0.1**0.5), (2, 0.0)]])
+    assert_same(vote(neighbors, labels, None, None, power=1), [[(3, 0.1), (2, -0.5)]])
+
+
 def test_vote_says_what_is_missing(scene):
     n, labels = scene["neighbors"], scene["gallery_labels"]
     with pytest.raises(ValueError, match="class_power needs the head's class centres"):
@@ -197,8 +205,10 @@ def test_label_rerank_is_the_naive_one(scene):
 
 
 @pytest.mark.parametrize("threshold", [None, -2.0, 0.6, 1.2])
-def test_sort_and_insert_are_the_naive_ones(scene, threshold):
-    n = search(scene["queries"], scene["gallery"], 12)
+@pytest.mark.parametrize(("k", "classes"), [(12, 9), (2, 3)])
+def test_sort_and_insert_are_the_naive_ones(scene, threshold, k, classes):
+    scene["train_labels"] %= classes  # few classes: many more to insert than there is room
+    n = search(scene["queries"], scene["gallery"], k)
     state = (scene["queries"], scene["gallery"], scene["train"], scene["train_labels"])
     found = (
         sort_step(n, *state) if threshold is None else insert_step(n, *state, threshold=threshold)
@@ -212,7 +222,7 @@ def test_sort_and_insert_are_the_naive_ones(scene, threshold):
     )
     assert found.index.tolist() == expected
     assert (found.score.diff(dim=1) <= 0).all()
-    before = search(scene["queries"], scene["gallery"], 12)
+    before = search(scene["queries"], scene["gallery"], k)
     assert torch.equal(n.index, before.index), "inputs stay as they were"
     assert torch.equal(n.score, before.score)
 

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.config import ConfigError
 from common.data import samplers
-from common.data.samplers import PK, ClassBalanced, Shuffled
+from common.data.samplers import PK, ClassBalanced, Shuffled, _deal
 from common.steps import bind, catalog
 from tests.oracles.samplers import balanced_shares
 
@@ -198,6 +198,13 @@ def test_balanced_with_power_1_keeps_natural_shares():
     assert np.bincount(labels[np.concatenate(epoch_rows(sampler))]).tolist() == [2, 10, 24]
 
 
+def test_balanced_lifts_another_image_each_time():
+    labels = np.repeat([0, 1], [5, 6])
+    sampler = ClassBalanced(labels, batch_size=3, seed=0, extra=1 / 11)
+    twice = {int(np.bincount(np.concatenate(epoch_rows(sampler, e))).argmax()) for e in range(40)}
+    assert twice == {0, 1, 2, 3, 4}
+
+
 def test_balanced_mixes_classes_over_the_epoch():
     labels = np.repeat(np.arange(4), 50)
     batches = epoch_rows(ClassBalanced(labels, batch_size=40, seed=0))
@@ -276,6 +283,46 @@ def test_pk_pairs_large_classes_anew():
         for pair in (tuple(sorted(labels[r])) for r in epoch_rows(sampler, e))
     }
     assert len(met) == 6
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_pk_never_repeats_a_class_when_batches_are_just_enough(seed):
+    rng = np.random.default_rng(seed)
+    p, batches = int(rng.integers(2, 7)), int(rng.integers(2, 9))
+    # As many groups as fit, none with more than one per batch: hardly any freedom is left.
+    counts = np.ones(p + int(rng.integers(0, 4)), int)
+    while counts.sum() < min(p * batches, len(counts) * batches):
+        counts[rng.choice(np.flatnonzero(counts < batches))] += 1
+    labels = np.repeat(np.arange(len(counts)), counts)
+    sampler = PK(labels, batch_size=p, seed=seed, k=1)
+    for epoch in range(5):
+        drawn = epoch_rows(sampler, epoch)
+        if len(drawn) >= counts.max():
+            assert all(len(np.unique(labels[rows])) == p for rows in drawn)
+
+
+def test_deal_leaves_no_trace_of_the_class_before():
+    # Class 1 fills a slot and has 2 groups left. Of the 28 batches then free class 2 takes 16 at
+    # random: it meets class 1 in 8 of 14 on average, not in the 2 that are left at the end.
+    code = np.repeat([0, 1, 2, 3], [16, 16, 16, 12])
+    rng = np.random.default_rng(0)
+    met = [
+        sum({1, 2} <= set(code[batch].tolist()) for batch in _deal(code, 2, rng))
+        for _ in range(200)
+    ]
+    assert 7.5 < np.mean(met) < 8.5
+
+
+def test_images_of_a_class_meet_others_in_every_epoch():
+    labels = np.repeat([0, 1], 12)
+    sampler = PK(labels, batch_size=4, seed=0, k=2)
+    pairs = {
+        frozenset(pair)
+        for epoch in range(30)
+        for rows in epoch_rows(sampler, epoch)
+        for pair in rows.reshape(2, 2).tolist()
+    }
+    assert len(pairs) > 100  # of 2 * 66; 12 if classes were cut into the same groups each time
 
 
 def test_pk_ranks_get_whole_groups_and_their_part_of_the_unknown():

@@ -161,8 +161,7 @@ def _mixed(seed: int, stream: int) -> int:
 
 def _start_worker(_: int) -> None:
     """One thread per worker; Ctrl-C is handled by the main process; nothing on the terminal."""
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
+    cv2.setNumThreads(0)  # torch's DataLoader has seen to torch
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A worker's exceptions travel to the main process. What else it says is libjpeg's remarks on
     # damaged files, and tracebacks of broken pipes when the main process is killed.

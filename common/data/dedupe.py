@@ -27,7 +27,8 @@ from common.data.images import ImageError, read_image
 Array = np.ndarray
 
 FARTHEST = 10  # of 64 bits; beyond, the bands are so short that most pairs share one
-BUCKET = 64  # times the bands: hashes compared each with each; larger buckets are split further
+BUCKET = 256  # hashes that are compared each with each; a larger bucket is split by more bits
+DEPTH = 3  # splits, each into distance + 1 bands; what is still together then is compared
 PENDING = 4_000_000  # pairs held before they are folded into groups, 64 MB
 
 
@@ -135,11 +136,13 @@ def duplicate_groups(hashes: Array, distance: int = 3, *, valid: Array | None = 
     values, code, _ = _distinct(np.asarray(hashes)[~alone])
     joined = np.arange(len(values))
     pending: list[Array] = []
+    held = 0
     for pairs in _close(values, distance):
         pairs = joined[pairs]
         pending.append(pairs[pairs[:, 0] != pairs[:, 1]])
-        if sum(map(len, pending)) > PENDING:
-            joined, pending = _join(joined, pending), []
+        held += len(pending[-1])
+        if held > PENDING:
+            joined, pending, held = _join(joined, pending), [], 0
     joined = _join(joined, pending)
     label = np.empty(len(hashes), np.int64)
     label[~alone] = joined[code]
@@ -204,10 +207,9 @@ def _close(values: Array, distance: int) -> Iterator[Array]:
         return
     # Neighbouring pixels are alike: in shuffled order they spread over the bands.
     bits = np.uint64(1) << np.random.default_rng(0).permutation(64).astype(np.uint64)
-    most = BUCKET * (distance + 1)
-    todo: list[tuple[Array, Array, list[np.uint64]]] = [(np.arange(len(values)), bits, [])]
+    todo: list[tuple[int, Array, Array, list[np.uint64]]] = [(1, np.arange(len(values)), bits, [])]
     while todo:
-        rows, free, earlier = todo.pop()
+        depth, rows, free, earlier = todo.pop()
         agreed = ~np.bitwise_or.reduce(free)
         for offset in range(distance + 1):
             band = np.bitwise_or.reduce(free[offset :: distance + 1])
@@ -218,11 +220,11 @@ def _close(values: Array, distance: int) -> Iterator[Array]:
             stops = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True)) + 1
             size = np.diff(stops, prepend=0)
             left = np.repeat(stops, size) - np.arange(len(rows))
-            # With fewer free bits than bands every pair of the bucket is close: nothing to split.
-            large = np.repeat((size > most) & (len(rest) > distance), size)
+            splittable = depth < DEPTH and len(rest) > distance  # a bit for every band
+            large = np.repeat((size > BUCKET) & splittable, size)
             yield from _compare(values, rows[order[~large]], left[~large], distance, earlier)
             if large.any():
-                todo.append((rows[order[large]], rest, earlier))
+                todo.append((depth + 1, rows[order[large]], rest, earlier))
             # A pair that agrees in this band has been found here: not again in a later one.
             earlier = [*earlier, band]
 

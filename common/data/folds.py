@@ -49,8 +49,7 @@ class Split:
         with at least one image of their class in the gallery count, as Kaggle ignores the rest.
         """
         gallery = np.flatnonzero(self.gallery)
-        answerable = self.queries & (self.labels >= 0)
-        queries = np.flatnonzero(answerable & np.isin(self.labels, self.labels[gallery]))
+        queries = np.flatnonzero(self.queries & np.isin(self.labels, self.labels[gallery]))
         return Validation(queries, gallery, self.labels[queries])
 
 

@@ -122,7 +122,7 @@ def _crop(
     if x1 <= x0 or y1 <= y0:
         raise ImageError(f"{_name(path)}: box {tuple(box)} holds no pixel of {width} x {height}")
     cut = image[math.floor(y0) : math.ceil(y1), math.floor(x0) : math.ceil(x1)]
-    return np.ascontiguousarray(cut)  # and the rest of the picture can be freed
+    return cut.copy()  # so that the rest of the picture is freed
 
 
 def _name(path: str | bytes | Path) -> str:

@@ -1,9 +1,9 @@
 """Pictures composed from sprites, for the small samples that travel with the repository.
 
-Everything random comes from one numpy Generator per picture (`stream`), so that a picture depends on its
-own key only: not on its neighbors, not on the order of work. Images are float32 in [0, 1], channels in
-OpenCV's order (blue, green, red); a sprite has a fourth channel, alpha, and its colors are
-premultiplied by it, which is what makes resizing free of dark fringes.
+Everything random comes from one numpy Generator per picture (`stream`), so that a picture depends
+on its own key only: not on its neighbors, not on the order of work. Images are float32 in [0, 1],
+channels in OpenCV's order (blue, green, red); a sprite has a fourth channel, alpha, and its colors
+are premultiplied by it, which keeps resizing free of dark fringes.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def resize(image: Image, scale: float) -> Image:
 
 
 def paste(canvas: Image, sprite: Image, x: float, y: float) -> tuple[slice, slice]:
-    """Draw `sprite` on `canvas` in place, its bottom centre at `(x, y)`; what sticks out is cut off.
+    """Draw `sprite` on `canvas` in place, its bottom centre at `(x, y)`, cut off at the borders.
 
     Returns the rows and columns of the canvas that the sprite's rectangle landed on, maybe none.
     """
@@ -94,8 +94,8 @@ def paste(canvas: Image, sprite: Image, x: float, y: float) -> tuple[slice, slic
 
 
 def tint(sprite: Image, rng: np.random.Generator, *, strength: float) -> Image:
-    """The sprite with its color balance and brightness moved by about `strength`."""
-    gain = np.exp(rng.normal(0, strength, 3) + rng.normal(0, strength)).astype(np.float32)
+    """The sprite with its brightness moved by about `strength` and its color balance by a third."""
+    gain = np.exp(rng.normal(0, strength / 3, 3) + rng.normal(0, strength)).astype(np.float32)
     shaded = sprite.copy()
     shaded[..., :3] = np.minimum(sprite[..., :3] * gain, sprite[..., 3:])
     return shaded
@@ -150,7 +150,7 @@ def compose(
 
 
 def _silhouette(sprite: Image) -> Image:
-    """The sprite in pure white, so that pasting it on a one-channel canvas accumulates its alpha."""
+    """The sprite in white: pasted on a canvas of one channel, it accumulates alpha."""
     return np.repeat(sprite[..., 3:], 4, axis=2)
 
 
@@ -159,7 +159,7 @@ def smooth_noise(shape: tuple[int, int], cell: float, rng: np.random.Generator) 
     grid = [max(2, round(side / cell) + 2) for side in shape]
     coarse = rng.random((grid[0], grid[1]), dtype=np.float32)
     fine = cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC)
-    return np.clip(fine, 0, 1).astype(np.float32)
+    return np.asarray(np.clip(fine, 0, 1), np.float32)
 
 
 def view(
@@ -174,8 +174,8 @@ def view(
     """Four corners `(4, 2)` of a picture's view on the canvas, clockwise from the top left.
 
     A `size` (width, height) rectangle around `center`, rolled by up to `roll` degrees, its
-    corners moved by up to `tilt` of its sides (perspective), shifted and if need be shrunk so that it
-    never leaves the canvas of `canvas_size` (width, height).
+    corners moved by up to `tilt` of its sides (perspective), shifted and if need be shrunk so
+    that it never leaves the canvas of `canvas_size` (width, height).
     """
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], np.float64) / 2
     corners = (corners + rng.uniform(-tilt, tilt, (4, 2))) * size
@@ -185,7 +185,7 @@ def view(
     room = np.array(canvas_size, np.float64) - 1
     corners *= min(1.0, float((room / np.ptp(corners, axis=0)).min()))
     corners += np.clip(center, -corners.min(0), room - corners.max(0))
-    return np.clip(corners, 0, room).astype(np.float32)
+    return np.asarray(np.clip(corners, 0, room), np.float32)
 
 
 def photograph(canvas: Image, corners: NDArray[np.float32], size: tuple[int, int]) -> Image:

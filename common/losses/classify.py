@@ -193,22 +193,21 @@ class CosineSoftmax(_Head):
             ValueError: embeddings or labels of another shape or type, a label outside [-1, C).
         """
         embeddings = self._inputs(embeddings, labels)
-        with torch.autocast(embeddings.device.type, enabled=False):
-            unit = unit_rows(embeddings)
-            found = class_cosines(unit, self.weight, labels, k=self.k, scale=self.scale)
-            own = self.scale * self._target(found.own, labels.clamp_min(0))
-            gap = found.others - own
-            hard = torch.logaddexp(gap, torch.zeros_like(gap))
-            # The margin is on the label's logit only: smoothing gives the others plain cosines.
-            mean = (self.scale * (found.total - found.own) + own) / self.num_classes
-            loss = mean_loss(
-                hard,
-                hard + own - mean,
-                labels,
-                label_smoothing=self.label_smoothing,
-                focal_gamma=self.focal_gamma,
-                class_weights=self.class_weights,
-            )
+        unit = unit_rows(embeddings)
+        found = class_cosines(unit, self.weight, labels, k=self.k, scale=self.scale)
+        own = self.scale * self._target(found.own, labels.clamp_min(0))
+        gap = found.others - own
+        hard = torch.logaddexp(gap, torch.zeros_like(gap))
+        # The margin is on the label's logit only: smoothing gives the others plain cosines.
+        mean = (self.scale * (found.total - found.own) + own) / self.num_classes
+        loss = mean_loss(
+            hard,
+            hard + own - mean,
+            labels,
+            label_smoothing=self.label_smoothing,
+            focal_gamma=self.focal_gamma,
+            class_weights=self.class_weights,
+        )
         self._record(found, labels)
         return loss
 

@@ -101,13 +101,12 @@ class _ClassCosines(torch.autograd.Function):
         k, scale = ctx.k, ctx.scale
         d_unit = torch.zeros_like(unit)
         d_weight = torch.empty_like(weight)
-        # Without another class there is nothing to share: exp(cosine - inf) is 0.
-        others = others.masked_fill(others == -torch.inf, torch.inf)
         with torch.autocast(unit.device.type, enabled=False):
             for start, stop in _tiles(unit, cosine.shape[1]):
                 block = cosine[:, start:stop]
                 place, inside = _locate(labels, start, stop)
                 grad = (block * scale).sub_(others[:, None]).exp_().mul_(d_others[:, None] * scale)
+                # The own class had no part in `others`; in a single class its entry is NaN so far.
                 own = torch.where(inside, d_own[:, None], grad.gather(1, place))
                 grad.scatter_(1, place, own).add_(d_total[:, None])
                 for j in range(k):

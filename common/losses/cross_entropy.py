@@ -47,6 +47,7 @@ def cross_entropy(
         raise ValueError(f"logits must be (B, C), got {tuple(logits.shape)}")
     check_labels(labels, *logits.shape)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = torch.where(labels[:, None] >= 0, logits, 0)  # a NaN there times weight 0 is NaN
     lse = logits.logsumexp(1)
     return mean_loss(
         lse - logits.gather(1, labels.clamp_min(0)[:, None])[:, 0],
@@ -70,7 +71,7 @@ def mean_loss(
     """Scalar mean over labelled rows of what `cross_entropy` describes.
 
     Args:
-        hard: (B,) -log p of the label.
+        hard: (B,) -log p of the label; finite in ignored rows too.
         smooth: (B,) mean of -log p over all classes.
         labels: (B,) int64, -1 ignored.
         label_smoothing: see `cross_entropy`, as are the next two.
@@ -82,12 +83,10 @@ def mean_loss(
         focal_gamma
     ):  # 1 - p without cancellation, and off 0, where a gamma below 1 is infinitely steep
         loss = loss * (-torch.expm1(-hard)).clamp_min(torch.finfo(hard.dtype).eps) ** focal_gamma
-    valid = labels >= 0
-    weight = valid.to(loss.dtype)
+    weight = (labels >= 0).to(loss.dtype)
     if class_weights is not None:
         weight = weight * class_weights[labels.clamp_min(0)]
-    total = (torch.where(valid, loss, 0) * weight).sum()
-    return total / weight.sum().clamp_min(torch.finfo(loss.dtype).tiny)
+    return (loss * weight).sum() / weight.sum().clamp_min(torch.finfo(loss.dtype).tiny)
 
 
 def check_labels(labels: Tensor, rows: int, classes: int) -> None:

@@ -221,4 +221,4 @@ def _numbers(
             or not math.isfinite(value)
         ):
             raise ValueError(f"{what}: {name} must be a number, got {value!r}")
-    return {**defaults, **given}
+    return {**defaults, **{name: float(value) for name, value in given.items()}}

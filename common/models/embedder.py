@@ -81,7 +81,12 @@ class Embedder(nn.Module):
         self.stages = Stages(self.backbone, config.stages)
         dims = self.stages.probe(self.backbone, config.in_size or int(settings["input_size"][1]))
         if config.grad_checkpointing:
-            self.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
+            try:
+                self.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
+            except AssertionError:
+                raise ValueError(
+                    f"model.grad_checkpointing: {config.backbone} cannot; set it to false."
+                ) from None
         freeze(self.backbone, config.freeze)
         self.pool = _build_pool(config, dims, self.stages.token_dim)
         self.dropout = nn.Dropout(config.dropout)

@@ -139,8 +139,8 @@ def hub_file(name: str, *, timeout: float = 4.0) -> Path:
 def read_state(path: Path) -> State:
     """The tensors of a weight file by the backbone's own names, on the CPU.
 
-    Containers (`state_dict`, `model`) and prefixes (`module.`, `model.`, `backbone.`) are taken off;
-    of a run's `weights.safetensors` only the backbone is kept.
+    Containers (`state_dict`, `model`) and prefixes (`module.`, `model.`, `backbone.`) come off; of
+    a run's `weights.safetensors` only the backbone is kept.
 
     Raises:
         ValueError: not a weight file, or one that would have to run code to be read.

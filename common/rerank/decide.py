@@ -167,7 +167,7 @@ def _likeness(
     if negatives is None or not len(negatives):
         raise ValueError(
             f"{step} needs embeddings of images known to be of no class, and this pipeline has no "
-            "negatives: give such images (for landmarks: data.negatives) or remove the step."
+            "negatives: give such images (for landmarks: data.non_landmark) or remove the step."
         )
     near = search(images, negatives, min(top, len(negatives)), exclude_self=True)
     real = near.index >= 0

@@ -92,8 +92,9 @@ def count_inliers(
 def _keys(files: np.ndarray, rows: np.ndarray, paths: dict[int, bytes]) -> np.ndarray:
     """Image keys of the files in `rows`, `(len(rows),)` int64; their paths are added to `paths`."""
     used, place = np.unique(rows, return_inverse=True)
-    keys = [image_key(bytes(path)) for path in files[used]]
-    paths.update((key, bytes(path)) for key, path in zip(keys, files[used], strict=True))
+    names = [os.fsencode(name) for name in files[used].tolist()]
+    keys = [image_key(name) for name in names]
+    paths.update(zip(keys, names, strict=True))
     return np.array(keys, dtype=np.int64)[place]
 
 

@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from common.paths import atomic, write_text
 from common.rerank.features import LocalFeatures
 
+_ROOM = 1 << 20  # more images than any shard holds
 VERSION = 1  # raise it when features or matches of the same settings come out differently
 
 
@@ -40,7 +41,7 @@ def image_key(path: bytes) -> int:
     except (OSError, ValueError):
         status = None
     text = f"{status.st_size} {status.st_mtime_ns} ".encode() if status else b""
-    key = int.from_bytes(hashlib.blake2b(path, digest_size=8).digest(), "big") >> 1
+    key = int.from_bytes(hashlib.blake2b(text + path, digest_size=8).digest(), "big") >> 1
     return key if status else -1 - key
 
 
@@ -59,9 +60,8 @@ class FeatureStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._place: dict[int, tuple[int, int, int]] = {}  # key -> shard, first row, row behind
-        self._sizes: dict[int, tuple[int, int]] = {}
-        self._shards: list[Any] = []
+        self._place: dict[int, int] = {}  # key -> shard number * _ROOM + place in it
+        self._shards: list[tuple[Any, np.ndarray, np.ndarray]] = []  # file, ends of rows, sizes
         for path in _shard_files(folder):
             self._open(path)
 
@@ -89,26 +89,23 @@ class FeatureStore:
 
     def get(self, key: int) -> LocalFeatures:
         """The features of one image, read from the mapped shard; safe from several threads."""
-        number, start, stop = self._place[key]
-        shard = self._shards[number]
+        number, place = divmod(self._place[key], _ROOM)
+        shard, ends, sizes = self._shards[number]
+        start, stop = int(ends[place]), int(ends[place + 1])
+        width, height = sizes[place].tolist()
         return LocalFeatures(
             shard.get_slice("points")[start:stop],
             shard.get_slice("descriptors")[start:stop],
-            self._sizes[key],
+            (width, height),
         )
 
     def _open(self, path: Path) -> None:
         shard = _open_shard(path)
-        stops = shard.get_tensor("counts").cumsum()
-        starts = stops - shard.get_tensor("counts")
         keys = shard.get_tensor("keys").tolist()
-        places = zip(starts.tolist(), stops.tolist(), strict=True)
-        number = len(self._shards)
-        self._shards.append(shard)
-        self._place.update(
-            (key, (number, start, stop)) for key, (start, stop) in zip(keys, places, strict=True)
-        )
-        self._sizes.update(zip(keys, map(tuple, shard.get_tensor("sizes").tolist()), strict=True))
+        first = len(self._shards) * _ROOM
+        self._place.update((key, first + place) for place, key in enumerate(keys))
+        ends = np.append(0, shard.get_tensor("counts").cumsum())
+        self._shards.append((shard, ends, shard.get_tensor("sizes")))
 
 
 class PairStore:

@@ -27,7 +27,7 @@ def search(
     backend: str = "auto",
     exclude_self: bool = False,
     query_block: int = 128,
-    gallery_block: int = 131_072,
+    gallery_block: int = 65_536,
     device: torch.device | str | None = None,
 ) -> Neighbors:
     """The `k` gallery rows of largest inner product for each query, best first.

@@ -15,7 +15,7 @@ from common.engine.extract import ViewConfig
 from common.engine.settings import FitConfig, resolve_precision, this_device
 from common.losses import total
 from common.models.embedder import ModelConfig
-from common.rerank import decide, labels, local
+from common.rerank import decide, discriminative, labels, local
 from common.retrieval import expand, search, whiten
 from common.steps import bind, catalog, chain, help_text
 from common.track import TrackConfig
@@ -26,7 +26,9 @@ BASE = Path(__file__).with_name("config.yaml")
 SCRIPT = f"competitions/{Path(__file__).parent.name}"
 RUNS = Path("runs") / Path(__file__).parent.name
 
-STEPS = catalog(search, expand, whiten, labels, decide, local)
+STEPS = catalog(search, expand, whiten, labels, discriminative, decide, local)
+for _call in ("search", "whitening", "decide"):  # for Python: they do not map an entry of the state
+    del STEPS[_call]
 SAMPLERS = catalog(samplers)
 # What a chain starts from; every chain must leave `neighbors`.
 STATE = {
@@ -85,7 +87,7 @@ def check(settings: Config) -> Config:
     for scale in settings.view.scales:
         if not 0 < scale <= 1:
             raise config.ConfigError(
-                f"view.scales has {scale}: they are shares of view.size, the largest view, in (0, 1]."
+                f"view.scales has {scale}: they are shares of view.size, in (0, 1]."
             )
     if not settings.view.scales:
         raise config.ConfigError("view.scales is empty: [1.0] is a single view.")
@@ -98,8 +100,12 @@ def check(settings: Config) -> Config:
     for i, term in enumerate(settings.loss):
         bind({k: v for k, v in term.items() if k != "weight"}, total.KNOWN, f"loss[{i}]")
     bind(settings.train.sampler, SAMPLERS, "train.sampler")
-    chain(settings.recognition, STEPS, STATE, "recognition")
-    chain(settings.retrieval, STEPS, STATE, "retrieval")
+    for task in ("recognition", "retrieval"):
+        steps = getattr(settings, task)
+        chain(steps, STEPS, STATE, task)
+        for step in steps:
+            if step["name"] == "hook":
+                local.load_hook(step.get("function", ""), step.get("arguments"))
     return settings
 
 

@@ -93,7 +93,7 @@ def embed(config: Config, data: Landmarks, folder: Path, device: torch.device) -
 def align(centers: torch.Tensor, known: np.ndarray, classes: np.ndarray) -> torch.Tensor:
     """Centres `(C, K, D)` in the order of `classes`; zeros for classes that training did not have.
 
-    The gallery at inference may be another than the training set: a hidden rerun's, or a larger one.
+    The gallery at inference may differ from the training set: a hidden rerun, or a larger one.
     """
     place = np.minimum(np.searchsorted(known, classes), len(known) - 1)
     found = torch.from_numpy(known[place] == classes)

@@ -12,7 +12,8 @@ import numpy as np
 from common.engine import distributed
 from common.engine.checkpoint import load_tree, save_tree
 from common.entry import say
-from common.metrics import average_precision, score_file
+from common.metrics import map_at_k
+from common.metrics import score as score_file
 from common.report.files import Analysis, read_json, save_analysis
 from common.report.page import write_report
 from common.retrieval.search import search
@@ -200,7 +201,7 @@ def retrieval_analysis(
         zip(asked.truth.tolist(), top_names(found, names), strict=True)
     ):
         wanted = set(names[asked.relevant == truth].tolist())
-        values.append(average_precision(wanted, ranked, TOP))
+        values.append(map_at_k({q: wanted}, {q: ranked}, TOP))
         counts.append(len(wanted))
         row = _row(asked, found, q, asked.relevant, data, str(data.classes[truth]))
         rows.append(row | {"ap": values[-1]})

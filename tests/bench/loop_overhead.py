@@ -7,6 +7,7 @@ Both run in one process, in turns, on batches that are in memory; prints both ti
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import sys
 import tempfile
@@ -108,7 +109,7 @@ def looped(images: torch.Tensor, labels: torch.Tensor, steps: int) -> float:
             validate=lambda model, stage: {},
             log=lambda step, metrics: None,
         )
-    return statistics.median(b - a for a, b in zip(times, times[1:], strict=False))
+    return statistics.median(b - a for a, b in itertools.pairwise(times))
 
 
 def main() -> None:

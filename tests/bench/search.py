@@ -86,16 +86,14 @@ def main():
             results[name].append(measure(call))
 
     print(machine())
-    print(
-        f"{n} x {d} float32, {q} queries, k={k}, best of {rounds} rounds; base of the ratios: search"
-    )
+    print(f"{n} x {d} float32, {q} queries, k={k}, best of {rounds} rounds; ratios to `search`")
     base = min(wall for wall, _, _ in results["search"])
-    print(f"{'':26}{'wall s':>8}{'CPU s':>8}{'x search':>10}{'GFLOP/s':>9}{'peak MB':>9}")
+    print(f"{'':26}{'wall s':>8}{'CPU s':>8}{'ratio':>8}{'GFLOP/s':>9}{'peak MB':>9}")
     for name, rows in results.items():
         wall, cpu = min(r[0] for r in rows), min(r[1] for r in rows)
         peak = "?" if rows[0][2] is None else f"{min(r[2] for r in rows):.0f}"
         speed = 2 * n * d * q / wall / 1e9
-        print(f"{name:26}{wall:8.3f}{cpu:8.3f}{wall / base:10.2f}{speed:9.0f}{peak:>9}")
+        print(f"{name:26}{wall:8.3f}{cpu:8.3f}{wall / base:8.2f}{speed:9.0f}{peak:>9}")
     found, plain = search(queries, gallery, k), (queries @ gallery.T).topk(k)
     again = search(queries, gallery, k, backend="faiss")
     equal = bool(torch.equal(found.index, again.index) and torch.equal(found.score, again.score))

@@ -69,3 +69,16 @@ def minmax_power(counts: Sequence[int], a: float, b: float, lam: float) -> list[
 def power(counts: Sequence[int], a: float, b: float, lam: float) -> list[float]:
     """Ha's paper form of the margins."""
     return [a * n**-lam + b for n in counts]
+
+
+def batch(rows=24, dim=4, classes=5, ignored=True, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, dim, generator=generator, dtype=torch.get_default_dtype()) * 3
+    labels = torch.randint(0, classes, (rows,), generator=generator)
+    if ignored:
+        labels[1::6] = -1
+    return x.requires_grad_(), labels
+
+
+def gradients(loss, x, weight):
+    return torch.autograd.grad(loss, (x, weight))

@@ -1,0 +1,1 @@
+"""The scenes that `make_sample.py` composes the bundled sample from."""

@@ -1,0 +1,23 @@
+"""Query expansion, one query and one neighbor at a time, in float64."""
+
+import numpy as np
+
+
+def expand(queries, gallery, k, weigh, own_weight=1.0, exclude_self=False):
+    """`weigh(similarity, rank)` is the weight of a neighbor; ties go by row."""
+    queries, gallery = np.asarray(queries, np.float64), np.asarray(gallery, np.float64)
+    moved = []
+    for row, query in enumerate(queries):
+        ranked = sorted(
+            (-np.float32(query @ vector), other)
+            for other, vector in enumerate(gallery)
+            if not (exclude_self and other == row)
+        )
+        total = own_weight * query
+        for rank, (negative, other) in enumerate(ranked[:k]):
+            total = total + weigh(-float(negative), rank) * gallery[other]
+        if not total.any():
+            total = query
+        norm = np.sqrt((total**2).sum())
+        moved.append(total / norm if query.any() else query)
+    return np.array(moved)
