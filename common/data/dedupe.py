@@ -35,8 +35,9 @@ PENDING = 4_000_000  # pairs held before they are folded into groups, 64 MB
 def difference_hash(image: Array) -> np.uint64:
     """64-bit difference hash: is a cell brighter than its left neighbour, on 9 x 8 grey cells?
 
-    Survives resizing, recompression and changes of brightness; not crops, flips or rotation. Images
-    without structure (one colour) all have hash 0.
+    Survives resizing, recompression and changes of brightness; not crops, flips or rotation. It
+    sees no colour and no detail: things of one outline on white (clothes on a model) come within
+    2 or 3 bits of each other, so allow 0 or 1 there. Images of one colour all have hash 0.
 
     Args:
         image: `(H, W, 3)` uint8 RGB.

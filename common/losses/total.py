@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -34,21 +34,21 @@ class Total(nn.Module):
         """Tell every term how much of the training is done, 0 to 1."""
         for term in self.terms:
             if hasattr(term, "schedule"):
-                term.schedule(progress)
+                cast(Any, term).schedule(progress)
 
     def statistics(self) -> dict[str, float]:
         """What the terms know about their last batch, for the log."""
         found: dict[str, float] = {}
         for term in self.terms:
             if hasattr(term, "statistics"):
-                found |= {f"head/{k}": v for k, v in term.statistics().items()}
+                found |= {f"head/{k}": v for k, v in cast(Any, term).statistics().items()}
         return found
 
     def centers(self) -> torch.Tensor | None:
         """`(C, K, D)` unit class centres of the first term that has them."""
         for term in self.terms:
             if hasattr(term, "centers"):
-                centers: torch.Tensor = term.centers()
+                centers: torch.Tensor = cast(Any, term).centers()
                 return centers
         return None
 

@@ -19,11 +19,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from common.retrieval.whiten import Whitening
 
 from common import blend, weigh
 from common.engine.settings import this_device
 from common.entry import entry, say
+from common.retrieval.whiten import Whitening
 from common.steps import Step
 from common.types import Embeddings, Neighbors
 

@@ -26,7 +26,7 @@ ASPECTS = (16 / 9, 3 / 2, 4 / 3, 4 / 3, 1.0, 3 / 4, 3 / 4, 2 / 3)
 # How hard the sample is: share of the picture that a building's box covers, strength of the light's
 # changes, blur in pixels, sensor noise, degrees of roll, perspective, hidden share of a building.
 SHARE, LIGHT, BLUR, NOISE, ROLL, TILT, HIDDEN = (0.45, 0.8), 0.35, 0.45, 0.008, 5.0, 0.06, 0.15
-LONGEST = (184, 216)  # pixels on the longer side
+LONGEST = (192, 224)  # pixels on the longer side
 
 EMPTY = {  # a place without a building: ground, the thing looked at, how much of what is around
     "forest": ("meadow", "trees", {"trees": 9.0, "bushes": 1.0, "stones": 0.5}),
