@@ -26,6 +26,7 @@ TINY = [
     "train.batch_size=16",
     "train.workers=0",
     "view.size=32",
+    "view.scales=[1.0]",
     "view.workers=0",
     "view.block=16",
     "data.folds=3",
@@ -202,7 +203,8 @@ def test_kill_9_in_training_and_extraction_changes_nothing(trained, root, tmp_pa
     folder = tmp_path / "killed"
     train = command("train", *TINY, *PLAIN, f"data.root={root}", f"out={folder}")
     kill_when(lambda: (folder / "state" / "last.safetensors").is_file(), train)
-    assert len((folder / "metrics.jsonl").read_text().splitlines()) < 2
+    log = folder / "metrics.jsonl"
+    assert not log.is_file() or len(log.read_text().splitlines()) < 2
     run("train", *TINY, *PLAIN, f"data.root={root}", f"out={folder}")
     infer = command("infer", f"run={folder}")
     kill_when(lambda: any((folder / "embeddings").glob("*.blocks/0*.safetensors")), infer)
@@ -244,7 +246,7 @@ def test_ensembles_join_runs(trained, root, tmp_path, by):
         f"runs=[{whole},{second}]",
         f"out={tmp_path / 'joined'}",
         f"ensemble.by={by}",
-        "ensemble.trials=4",
+        "ensemble.steps=2",
         "track.wandb=off",
         *PLAIN,
     )

@@ -52,7 +52,7 @@ class EnsembleConfig:
 
     by: str = "embeddings"
     weights: list[float] = field(default_factory=list)
-    trials: int = 60
+    steps: int = 10
     whiten: int = 0
 
 

@@ -73,6 +73,7 @@ class Join:
     ) -> None:
         self.config, self.members, self.vectors = config, members, vectors
         self.data, self.held = data, held
+        self.answers: dict[tuple[str, bool, bool], list[tuple[Question, Neighbors]]] = {}
         self.device = this_device()
         self.cache = Path(config.runs[0]).parent / "cache"
 
@@ -90,7 +91,7 @@ class Join:
             return score(task, *self.answer(task, weights, held, slow=False))
 
         found, best = weigh.search_weights(
-            value, len(self.vectors), trials=self.config.ensemble.trials, seed=self.config.seed
+            value, len(self.vectors), steps=self.config.ensemble.steps, seed=self.config.seed
         )
         say(f"{task}: best {best:.4f} on held-out images, without {' and '.join(SLOW)}")
         return list(found)
@@ -102,10 +103,13 @@ class Join:
         if self.config.ensemble.by == "embeddings":
             joined = self._joined(weights)
             return self._one(task, joined, getattr(self.config, task), held, slow)
-        parts = [
-            self._one(task, vectors, getattr(member, task), held, slow)
-            for vectors, member in zip(self.vectors, self.members, strict=True)
-        ]
+        key = (task, held is None, slow)
+        if key not in self.answers:  # the runs' own answers do not depend on the weights
+            self.answers[key] = [
+                self._one(task, vectors, getattr(member, task), held, slow)
+                for vectors, member in zip(self.vectors, self.members, strict=True)
+            ]
+        parts = self.answers[key]
         mix = blend.blend_scores if self.config.ensemble.by == "scores" else blend.blend_ranks
         return parts[0][0], mix([found for _, found in parts], list(weights))
 

@@ -105,7 +105,8 @@ def _shore(rng: np.random.Generator, kind: str, clear: float) -> Shore:
     side, form = int(rng.integers(4)), ("straight", "headland", "bay")[rng.integers(3)]
     edge = clear + rng.uniform(0, 3)
     if kind == "shore":
-        return Shore(side, form, (edge, edge + rng.uniform(-2, 2)), int(rng.integers(1, 3)))
+        other = clear + rng.uniform(0, 3)
+        return Shore(side, form, (edge, other), int(rng.integers(1, 3)))
     edge, beach = {"sand": (-1.6, 99), "sea": (-9.0, 1)}.get(kind, (1e6, 1))
     return Shore(side, "straight", (edge, edge), beach)
 

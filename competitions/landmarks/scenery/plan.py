@@ -50,7 +50,7 @@ def plan(buildings: list[Building], counts: Counts) -> None:
         for n in range(max(left, 0) if rounds else 0):
             rounds[n % len(rounds)].pictures[split] += 1
     for building in order:
-        _share_takes(building)
+        share_takes(building)
 
 
 def _rank(what: str, building: Building) -> float:
@@ -59,15 +59,16 @@ def _rank(what: str, building: Building) -> float:
 
 
 def _long_tail(n: int, total: int) -> list[int]:
-    """`n` ascending numbers from 2 to 30 with median 6, then raised in turn up to `total`."""
+    """`n` ascending numbers with sum `total`: from 2 to 30 with median 6 where that fits."""
     place = np.linspace(0, 1, n)
-    amounts = [int(amount) for amount in np.rint(2 + 7.5 * place + 20.5 * place**10)]
+    above = 7.5 * place + 20.5 * place**10  # over the two pictures that each building has
+    amounts = [int(2 + x) for x in np.rint(above * min(1.0, max(total - 2 * n, 0) / above.sum()))]
     for k in range(max(0, total - sum(amounts))):
         amounts[k % n] += 1
     return amounts
 
 
-def _share_takes(building: Building) -> None:
+def share_takes(building: Building) -> None:
     """Give each take to one split, so that each split with pictures has one.
 
     The rotation that test asks about has its neighbors in index and in train; where a rotation
