@@ -123,13 +123,14 @@ def explain(base: str | Path, config: Any) -> str:
             for key, child in node.value:
                 if key.value in value:
                     walk(child, value[key.value])
-        elif _parse(text[node.start_mark.index : node.end_mark.index]) != value:
+        elif loader.construct_document(node) != value:
             flow = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False)
             edits.append(
                 (node.start_mark.index, node.end_mark.index, flow.split("\n...")[0].strip())
             )
 
-    root = yaml.compose(text)
+    loader = _Loader(text)
+    root = loader.get_single_node()
     if root is not None:
         walk(root, resolved)
     for start, end, new in sorted(edits, reverse=True):

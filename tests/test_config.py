@@ -146,6 +146,16 @@ def test_explain_keeps_comments_and_shows_resolved_values(base):
     assert "stages" not in text  # not in the YAML
 
 
+def test_explain_reads_block_lists(base):
+    text = base.read_text().replace("sizes: [1, 2]", "sizes:\n    - 1\n    - 2")
+    base.write_text(text)
+    assert "    - 1\n    - 2  # a list\n" in text
+    assert explain(base, load(Config, base)) == text
+    changed = explain(base, load(Config, base, ["data.sizes=[3]"]))
+    assert "- 1" not in changed
+    assert yaml.safe_load(changed)["data"] == {"root": None, "sizes": [3]}
+
+
 def test_saved_config_loads_as_the_same(base, tmp_path):
     config = load(Config, base, ["seed=5", "data.root=/x"])
     save(config, tmp_path / "stored.yaml")
