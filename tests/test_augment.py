@@ -200,6 +200,8 @@ def test_short_side_is_enough_to_never_enlarge(recipe, monkeypatch):
         ([{"name": "resize"}, {"name": "random_crop"}], "random_crop brings the picture to size"),
         ([{"name": "resize", "fit": "stretch"}], "got 'stretch'"),
         ([{"name": "random_crop", "margin": 0.5}], "at least 1, got 0.5"),
+        ([{"name": "random_resized_crop", "smallest": 0.0}], "got 0.0 and 1.0"),
+        ([{"name": "random_resized_crop", "largest": 0.1}], "got 0.35 and 0.1"),
         ([{"name": "jpeg", "highest": 101}], "1 to 100, got 60 to 101"),
     ],
 )

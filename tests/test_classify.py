@@ -10,6 +10,8 @@ import torch
 from pytorch_metric_learning import losses as pml
 from torch.nn import functional as F
 
+from common.config import ConfigError
+from common.losses import total
 from common.losses.classify import CosineSoftmax, LinearSoftmax
 from common.losses.cross_entropy import cross_entropy, images_per_class, weights_by_count
 from common.losses.margin import ArcFace
@@ -139,6 +141,29 @@ def test_cosine_head_is_a_margin_of_zero():
     margin = ArcFace(6, 5, k=2, margin=0.0, seed=1, label_smoothing=0.1)
     assert torch.equal(plain.weight, margin.weight)
     torch.testing.assert_close(plain(x, labels), margin(x, labels))
+
+
+def test_terms_of_a_loss_list_add_up_with_their_weights():
+    x, labels = batch(torch.float32)
+    terms = [
+        {"name": "cosine_softmax", "scale": 20.0, "seed": 1},
+        {"name": "arcface", "weight": 0.3, "ramp": {"start": 0.5}, "seed": 2},
+    ]
+    loss = total.build(terms, {"embedding_dim": 6, "num_classes": 5})
+    loss.schedule(0.5)
+    alone = [CosineSoftmax(6, 5, scale=20.0, seed=1), ArcFace(6, 5, margin=0.225, seed=2)]
+    expected = alone[0](x, labels) + 0.3 * alone[1](x, labels)
+    torch.testing.assert_close(loss(x, labels), expected)
+    assert torch.equal(loss.centers(), alone[0].centers())
+    assert loss.statistics().keys() == {"head/own_angle", "head/hardest_cosine"}
+
+
+@pytest.mark.parametrize("weight", [0, -1.0, math.nan, math.inf, True, "1"])
+def test_weights_of_a_loss_list_are_positive_numbers(weight):
+    with pytest.raises(ConfigError, match=r"loss\[0\]: weight must be a positive number"):
+        total.build([{"name": "arcface", "weight": weight}], {})
+    with pytest.raises(ConfigError, match="is empty"):
+        total.build([], {})
 
 
 @pytest.mark.parametrize("make", [LinearSoftmax, CosineSoftmax])

@@ -42,6 +42,7 @@ CASES = [
     (LITE0, {"stages": [3]}, 112),
     ("resnet18", {"neck": "fc_bn_prelu", "dim": 32}, 32),
     ("resnet18", {"neck": "fc_bn", "dim": 16, "pooling": "rmac"}, 16),
+    ("resnet18", {"neck": "fc_swish", "dim": 24}, 24),
     ("resnet18", {"stages": [2, -1], "neck": "none"}, 128 + 512),
     ("resnet18", {"fusion": "dolg", "stages": [-2, -1], "fusion_dim": 24}, 48),
     ("resnet18", {"fusion": "dolg", "stages": [-2, -1], "fusion_dim": 8, "pooling": "avg+max"}, 16),
@@ -95,6 +96,15 @@ def test_a_fresh_fc_neck_keeps_similarities_nearly():
     torch.testing.assert_close(weight @ weight.T, torch.eye(256), rtol=0, atol=1e-5)
     before, after = plain.embed(images), projected.embed(images)
     assert ((before @ before.T) - (after @ after.T)).abs().max() < 0.1
+
+
+def test_fc_swish_is_a_linear_layer_with_bias_times_its_sigmoid():
+    model = embedder(neck="fc_swish", dim=24).eval()
+    plain = embedder(neck="none").eval()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    with torch.no_grad():
+        linear = plain(pictures()) @ model.neck[0].weight.T + model.neck[0].bias
+        torch.testing.assert_close(model(pictures()), linear * linear.sigmoid())
 
 
 def test_bytes_and_unit_floats_and_their_normalised_twin_are_the_same():

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +14,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from common.engine import extract
 from common.engine.checkpoint import load_tree
+from common.engine.extract import ViewConfig
 from common.engine.fit import fit
+from common.engine.optim import lr_factor
 from common.engine.settings import FitConfig, Stage, resolve_precision, worker_count
+from common.types import Embeddings, Table
 
 CLASSES, IMAGES = 4, 48
 ROOT = Path(__file__).parents[1]
@@ -208,8 +214,32 @@ def test_the_best_epoch_is_kept_or_the_last(tmp_path):
 
     for keep, epoch in (("best", 2), ("last", 3)):
         config = FitConfig(stages=[Stage(epochs=3, size=8)], batch_size=8, keep=keep)
-        run(tmp_path / keep, config, validate=validate_with([0.1, 0.9, 0.5]))
+        progress, _, _ = run(tmp_path / keep, config, validate=validate_with([0.1, 0.9, 0.5]))
+        assert progress.best == 0.9
         assert load_tree(tmp_path / keep / "weights.safetensors")["card"]["epoch"] == epoch
+
+
+def test_the_average_is_what_is_kept_and_not_what_goes_on(tmp_path):
+    _, model, _ = run(tmp_path)
+    average = load_tree(tmp_path / "state" / "last.safetensors")["average"]
+    kept = weights(tmp_path)["neck.2.weight"]
+    assert torch.equal(kept, average["model.neck.2.weight"])
+    assert not torch.equal(kept, model.neck[2].weight)
+
+
+def test_both_rates_are_logged(tmp_path):
+    config = FitConfig(
+        stages=[Stage(epochs=1, size=8), Stage(epochs=1, size=8, lr=0.5)],
+        batch_size=8,
+        lr=1e-3,
+        head_lr=1e-2,
+        warmup=0.0,
+    )
+    _, _, lines = run(tmp_path, config)
+    factor = lr_factor(5, 6, warmup=0.0)  # of the last of six steps
+    for (_, metrics), share in zip(lines, (1.0, 0.5), strict=True):
+        assert metrics["train/lr"] == pytest.approx(1e-3 * share * factor)
+        assert metrics["train/head_lr"] == pytest.approx(1e-2 * share * factor)
 
 
 def test_without_epochs_the_pretrained_weights_are_written(tmp_path):
@@ -218,9 +248,10 @@ def test_without_epochs_the_pretrained_weights_are_written(tmp_path):
     assert torch.equal(weights(tmp_path)["neck.2.weight"], model.neck[2].weight)
 
 
-def test_accumulation_equals_a_larger_batch(tmp_path):
+@pytest.mark.parametrize("times", [2, 4])  # with 4 the last step has 2 of the 6 batches
+def test_accumulation_equals_a_larger_batch(tmp_path, times):
     ends = []
-    for size, accumulate in ((16, 1), (8, 2)):
+    for size, accumulate in ((8 * times, 1), (8, times)):
         config = FitConfig(
             stages=[Stage(epochs=1, size=8)],
             batch_size=size,
@@ -253,7 +284,7 @@ class Plain(Batches):
 
     def __iter__(self):
         for start in range(0, IMAGES, self.size):
-            yield [(row, row) for row in range(start, start + self.size)]
+            yield [(row, row) for row in range(start, min(start + self.size, IMAGES))]
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
@@ -265,6 +296,19 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
         run(tmp_path, head=Broken())
 
 
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
+    class Breaking(Head):
+        def forward(self, embeddings, labels):
+            return super().forward(embeddings, labels) * (1.0 if len(self.told) < 3 else torch.nan)
+
+    config = FitConfig(stages=[Stage(epochs=1, size=8)], batch_size=8, save_minutes=0.0)
+    with pytest.raises(ValueError, match="not finite by step 3"):
+        run(tmp_path, config, head=Breaking())
+    saved = load_tree(tmp_path / "state" / "last.safetensors")
+    assert saved["progress"]["step"] == 2
+    assert all(value.isfinite().all() for value in saved["trained"].values())
+
+
 def test_ctrl_c_saves_first(tmp_path):
     class Interrupting(Head):
         def forward(self, embeddings, labels):
@@ -274,7 +318,9 @@ def test_ctrl_c_saves_first(tmp_path):
 
     with pytest.raises(KeyboardInterrupt, match="after step 4; the state is saved"):
         run(tmp_path, head=Interrupting())
-    assert load_tree(tmp_path / "state" / "last.safetensors")["progress"]["batch"] == 4
+    progress = load_tree(tmp_path / "state" / "last.safetensors")["progress"]
+    assert progress["batch"] == 4
+    assert progress["minutes"] > 0
 
 
 def test_bf16_autocast_trains(tmp_path):
@@ -293,6 +339,42 @@ def test_settings():
         resolve_precision("fp16", cpu)
     assert worker_count(0) == 0
     assert 1 <= worker_count(-1) <= 4
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"keep": "first"}, "train.keep='first': choose best or last"),
+        ({"accumulate": 0}, "train.accumulate=0: it must be at least 1"),
+        ({"warmup": 5}, "train.warmup=5: it must be a share"),
+        ({"clip": -1.0}, "train.clip=-1.0: it must be positive"),
+        ({"ema": 1.0}, "train.ema=1.0: it must be a decay"),
+    ],
+)
+def test_settings_that_make_no_sense(setting, message):
+    with pytest.raises(ValueError, match=message):
+        FitConfig(**setting)
+
+
+def test_an_extraction_goes_on_with_another_block_size(tmp_path, monkeypatch):
+    """Blocks of the first size must not be taken for those of the second."""
+
+    def rows(model, table, rows, *_):
+        if len(done) == 2:
+            raise Stop
+        done.append(1)
+        return torch.from_numpy(rows[:, None] + 1.0).float(), 0
+
+    monkeypatch.setattr(extract, "embed_rows", rows)
+    ids = np.array([f"{row:02}" for row in range(10)])
+    table = Table(ids, ids.astype("S"), np.full(10, -1))
+    model = SimpleNamespace(embedding_dim=1)
+    path, cpu = tmp_path / "t.safetensors", torch.device("cpu")
+    for block in (4, 5):
+        done = []
+        with pytest.raises(Stop) if block == 4 else nullcontext():
+            extract.extract(model, table, path, ViewConfig(block=block), None, cpu)
+    assert Embeddings.load(path).vectors.flatten().tolist() == list(range(1, 11))
 
 
 def test_two_processes_train_like_one(tmp_path):

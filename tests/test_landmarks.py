@@ -93,6 +93,8 @@ def root(tmp_path_factory):
     cv2.imwrite(str(path), np.full((1, 1), 9, np.uint8))
     test += [(bad, None), (grey, None)]
     frame(train, "id", "landmark_id").to_csv(folder / "train.csv", index=False)
+    nothing = [(put("train", 100 + i, None)[0],) for i in range(6)]
+    frame(nothing, "id").to_csv(folder / "non_landmark.csv", index=False)
     ids = [i for i, _ in test]
     frame([(i, "7 0.1") for i in ids], "id", "landmarks").to_csv(
         folder / "recognition_sample_submission.csv", index=False
@@ -165,6 +167,17 @@ def test_submissions_pass_the_check_and_hold_the_unreadable_image(trained, root,
     sample = root / f"{task}_sample_submission.csv"
     assert check(f"landmarks-{task}", path, sample) == []
     assert set(pd.read_csv(path)["id"]) == set(pd.read_csv(sample)["id"])
+
+
+def test_without_a_root_the_bundled_sample_runs_with_the_default_steps(tmp_path):
+    text = run("train", *TINY, "train.stages=[]", f"out={tmp_path}")
+    assert "bundled sample" in text
+    text = run("infer", f"run={tmp_path}")
+    for task in ("recognition", "retrieval"):
+        path = tmp_path / f"submission_{task}.csv"
+        sample = ROOT / "competitions" / "landmarks" / "sample" / f"{task}_sample_submission.csv"
+        assert check(f"landmarks-{task}", path, sample) == []
+        assert f"{path} passes the check" in text
 
 
 def test_the_unreadable_image_is_counted_and_a_zero_vector(trained):

@@ -70,6 +70,11 @@ class RandomResizedCrop:
     """A random part of `smallest` to `largest` of the area, sides between 3:4 and 4:3, to size."""
 
     def __init__(self, size: int, *, smallest: float = 0.35, largest: float = 1.0) -> None:
+        if not 0 < smallest <= largest <= 1:
+            raise ConfigError(
+                "random_resized_crop: smallest and largest are shares of the area with "
+                f"0 < smallest <= largest <= 1, got {smallest} and {largest}"
+            )
         self.size, self.crop = size, v2.RandomResizedCrop(size, scale=(smallest, largest))
         # So that the smallest crop of a 4:3 photograph still has `size` pixels on its short side.
         self.short_side = math.ceil(size / math.sqrt(smallest))

@@ -89,7 +89,10 @@ def embed_rows(
         bad += int((~readable).sum())
         # Non-finite output of a damaged model must not look like an embedding.
         if not torch.isfinite(vectors).all():
-            raise ValueError("The model gives non-finite embeddings: set infer precision to fp32.")
+            raise ValueError(
+                "The model gives non-finite embeddings: set view.precision=fp32; if that does not "
+                "help its weights are damaged, train again."
+            )
         parts.append((vectors * readable[:, None]).cpu())
     return torch.cat(parts) if parts else torch.zeros(0, model.embedding_dim), bad  # type: ignore
 
@@ -140,7 +143,9 @@ def extract(
         found = Embeddings.load(path)
         if {k: found.card.get(k) for k in key} == key:
             return found
-    folder = path.with_name(f"{path.stem}.{_digest_of(key)}.blocks")
+    # Blocks of another size hold other rows under the same number.
+    kind = _digest_of({**key, "block": config.block})
+    folder = path.with_name(f"{path.stem}.{kind}.blocks")
     cuts = range(0, len(table), config.block)
     mine = list(enumerate(cuts))[distributed.rank() :: distributed.world()]
     for number, start in tqdm(mine, path.stem, disable=None, leave=False):
@@ -154,8 +159,8 @@ def extract(
     distributed.wait()
     if distributed.rank() == 0:
         files = [folder / f"{number:06d}.safetensors" for number in range(len(cuts))]
-        joined = _join(files, table, int(model.embedding_dim), config.half, key)  # type: ignore
-        joined.save(path)
+        dim = int(model.embedding_dim)  # type: ignore[arg-type]
+        _join(files, table, dim, config.half, key).save(path)
         for file in files:
             file.unlink()
         if folder.is_dir():

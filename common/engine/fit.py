@@ -74,7 +74,7 @@ def fit(
                         metrics |= validate(model, stage)
                     value = metrics.get(monitor, float("-inf"))
                     if config.keep == "last" or value >= progress.best:
-                        progress.best = value
+                        progress.best = max(progress.best, value)
                         loop.keep({**(card or {}), **metrics}, extra or {})
                 log(progress.step, metrics)
                 progress.epoch, progress.batch, progress.loss = progress.epoch + 1, 0, 0.0

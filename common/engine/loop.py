@@ -92,49 +92,49 @@ class Loop:
         """Train over what is left of the epoch; returns its training metrics."""
         config, progress = self.config, self.progress
         length = len(data)
-        per_epoch = math.ceil(length / config.accumulate)
         number = before + progress.epoch
         data.batch_sampler.set_epoch(number, progress.batch)  # type: ignore[union-attr]
         started = saved = time.monotonic()
+        minutes = progress.minutes
         running, shown, norms = torch.tensor(progress.loss, device=self.device), 0, []
         self.trained.train()
         for batch in self._bar(data, number, total, length):
-            place = progress.epoch * per_epoch + progress.batch // config.accumulate
-            rate = lr_factor(
-                place, per_epoch * stage.epochs, warmup=config.warmup, floor=config.min_lr
-            )
-            set_lr(self.optimizer.optimizer, rate * stage.lr)
+            set_lr(self.optimizer.optimizer, self._factor(stage, progress.batch, length))
             if hasattr(self.criterion, "schedule"):
                 self.criterion.schedule(  # type: ignore[operator]
                     (number + progress.batch / length) / total
                 )
             set_seed(self.seed + 10**6 * number + progress.batch + 7919 * distributed.rank())
+            rest = length - progress.batch // config.accumulate * config.accumulate
             progress.batch += 1
             last = progress.batch == length
             move = last or progress.batch % config.accumulate == 0
-            loss = self._backward(batch, move)
+            loss = self._backward(batch, move, of=min(rest, config.accumulate))
             running += loss
             shown += len(batch["image"]) * distributed.world()
             if move:
                 norms.append(self._move())
-            # Reading the loss waits for the GPU: now and then is enough to stop in time.
-            if (last or progress.batch % 50 == 0) and not torch.isfinite(running):
+            late = time.monotonic() - saved > 60 * config.save_minutes
+            save = move and (self.interrupt.wanted or (late and not last))
+            # Reading the loss waits for the GPU: now and then is enough, and before it is saved.
+            if (last or save or progress.batch % 50 == 0) and not torch.isfinite(running):
                 raise ValueError(
                     f"The loss is not finite by step {progress.step}: lower train.lr or "
                     "train.head_lr, raise train.warmup, or set train.precision=fp32."
                 )
-            late = time.monotonic() - saved > 60 * config.save_minutes
-            if move and (self.interrupt.wanted or (late and not last)):
+            if save:
                 progress.loss, saved = float(running), time.monotonic()
+                progress.minutes = minutes + (saved - started) / 60
                 self.save()
-            if move and self.interrupt.wanted:
+            if save and self.interrupt.wanted:
                 raise KeyboardInterrupt(f"stopped after step {progress.step}; the state is saved")
         seconds = time.monotonic() - started
-        progress.minutes, progress.loss = progress.minutes + seconds / 60, float(running)
+        progress.minutes, progress.loss = minutes + seconds / 60, float(running)
+        factor = self._factor(stage, length - 1, length)
         metrics = {
             "train/loss": progress.loss / max(length, 1),
-            "train/lr": self.optimizer.param_groups[0]["lr"],
-            "train/head_lr": self.optimizer.param_groups[-1]["lr"],
+            "train/lr": config.lr * factor,
+            "train/head_lr": config.head_lr * factor,
             "train/minutes": progress.minutes,
         }
         if norms:
@@ -144,8 +144,21 @@ class Loop:
             metrics["train/memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
         return metrics
 
-    def _backward(self, batch: dict[str, torch.Tensor], move: bool) -> torch.Tensor:
-        """Add the batch's gradient; returns its loss, the mean over all processes' valid labels."""
+    def _factor(self, stage: Stage, batch: int, length: int) -> float:
+        """Share of the peak rates at a batch of the present epoch, which has `length`."""
+        config = self.config
+        per_epoch = math.ceil(length / config.accumulate)
+        place = self.progress.epoch * per_epoch + batch // config.accumulate
+        share = lr_factor(
+            place, per_epoch * stage.epochs, warmup=config.warmup, floor=config.min_lr
+        )
+        return share * stage.lr
+
+    def _backward(self, batch: dict[str, torch.Tensor], move: bool, *, of: int) -> torch.Tensor:
+        """Add the batch's share, 1 / `of`, of the step's gradient; returns the batch's loss.
+
+        The loss is the mean over all processes' valid labels.
+        """
         images = batch["image"].to(self.device, non_blocking=True)
         labels = batch["label"].to(self.device, non_blocking=True)
         # DDP averages over processes; with unequal counts the mean over samples needs weights.
@@ -153,7 +166,7 @@ class Loop:
         share = valid * distributed.world() / distributed.total(valid).clamp_min(1)
         with contextlib.nullcontext() if move else self.accelerator.no_sync(self.wrapped):
             loss = self.wrapped(images, labels) * (share if distributed.joined() else 1.0)
-            self.accelerator.backward(loss / self.config.accumulate)
+            self.accelerator.backward(loss / of)
         mean: torch.Tensor = distributed.total(loss.detach()) / distributed.world()
         return mean
 

@@ -43,6 +43,18 @@ class FitConfig:
     validate: int = 1  # every so many epochs; 0 = never
     keep: str = "best"  # which weights infer reads: best | last
 
+    def __post_init__(self) -> None:
+        if self.keep not in ("best", "last"):
+            raise ValueError(f"train.keep={self.keep!r}: choose best or last.")
+        for name, fits, wanted in (
+            ("accumulate", self.accumulate >= 1, "at least 1"),
+            ("warmup", 0 <= self.warmup <= 1, "a share, 0 to 1"),
+            ("clip", self.clip >= 0, "positive, or 0 for off"),
+            ("ema", 0 <= self.ema < 1, "a decay in [0, 1)"),
+        ):
+            if not fits:
+                raise ValueError(f"train.{name}={getattr(self, name)}: it must be {wanted}.")
+
 
 def resolve_precision(name: str, device: torch.device) -> str:
     """`fp32`, `bf16` or `fp16` for a setting that may be `auto`.

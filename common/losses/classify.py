@@ -179,6 +179,7 @@ class CosineSoftmax(_Head):
         )
         self.k, self.scale = k, float(scale)
         # How often each centre was the nearest of its class in training; adapts, so it is saved.
+        # Of several processes only the first one's rows count: DDP copies its buffers to the rest.
         wins = torch.zeros(num_classes, k, dtype=torch.int64) if k > 1 else None
         self.register_buffer("wins", wins)
         self._last: tuple[ClassCosines, Tensor] | None = None

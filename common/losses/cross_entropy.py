@@ -79,9 +79,8 @@ def mean_loss(
         class_weights: (C,) or None.
     """
     loss = torch.lerp(hard, smooth, label_smoothing) if label_smoothing else hard
-    if (
-        focal_gamma
-    ):  # 1 - p without cancellation, and off 0, where a gamma below 1 is infinitely steep
+    if focal_gamma:
+        # 1 - p without cancellation, and off 0, where a gamma below 1 is infinitely steep.
         loss = loss * (-torch.expm1(-hard)).clamp_min(torch.finfo(hard.dtype).eps) ** focal_gamma
     weight = (labels >= 0).to(loss.dtype)
     if class_weights is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -64,7 +65,8 @@ def build(terms: Sequence[Step], state: Mapping[str, Any]) -> Total:
     weights, modules = [], []
     for i, term in enumerate(terms):
         weight = term.get("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight <= 0:
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not number or not 0 < weight < math.inf:
             raise ConfigError(f"loss[{i}]: weight must be a positive number, got {weight!r}")
         rest = {k: v for k, v in term.items() if k != "weight"}
         modules.append(bind(rest, KNOWN, f"loss[{i}]")(state))

@@ -134,5 +134,5 @@ def _kind(name: str, values: Sequence[float]) -> str:
         return "clock"  # grows by itself, says nothing as a curve
     if last in ("lr", "learning_rate") or last.endswith("_lr") or name.lower().startswith("lr/"):
         return "rate"
-    training_only = name.startswith(("train/", "system/")) or "threshold" in last
+    training_only = name.startswith(("train/", "head/", "system/")) or "threshold" in last
     return "score" if not training_only and all(0 <= v <= 1 for v in values) else "other"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +139,9 @@ def held_question(task: str, vectors: Vectors, held: Held) -> Question:
     paths, truth = held.table.paths[asked.queries], asked.truth
     gallery = vectors.train.select(held.table.ids[asked.gallery])
     reference = None
-    if vectors.negatives is not None and held.negatives is not None and held.reference is not None:
-        reference = vectors.negatives.select(held.reference.ids)
+    if vectors.negatives is not None and held.negatives is not None:
+        if held.reference is not None:
+            reference = vectors.negatives.select(held.reference.ids)
         if task == "recognition":
             others = vectors.negatives.select(held.negatives.ids)
             queries = Embeddings(
@@ -241,6 +242,7 @@ def quick_scores(
         table = Table.concatenate([table, held.negatives])
     embeddings = embed_table(model, table, settings, transform, device)
     vectors = Vectors(embeddings, embeddings, None, embeddings, None)
+    held = replace(held, reference=None)  # no penalties here
     scores = {}
     for task, metric in (("recognition", "valid/gap"), ("retrieval", "valid/map100")):
         asked = held_question(task, vectors, held)

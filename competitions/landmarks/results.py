@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ def finish(
             part(asked, known, data, held, analysis, run)
         say(f"{task}: {path} passes the check" + _scores(scores, metric, name))
     run.summary(**scores)
-    analysis.scores = score_rows(folder, scores)
+    analysis.scores = score_rows(folder, scores, [Path(joined) for joined in config.runs])
     save_analysis(folder, analysis)
     page = write_report(folder)
     sync = run.finish()
@@ -232,15 +232,20 @@ def _row(
     return {"query": query, "results": results}
 
 
-def score_rows(folder: Path, scores: dict[str, float]) -> list[dict[str, Any]]:
-    """This run's scores, with the frozen backbone's above them when that run lies beside it."""
-    rows = []
+def score_rows(
+    folder: Path, scores: dict[str, float], joined: Sequence[Path]
+) -> list[dict[str, Any]]:
+    """This run's scores; above them the frozen backbone, if it lies beside, and the joined runs."""
     frozen = folder.parent / "frozen"
-    if frozen.resolve() != folder.resolve():
-        before = read_json(frozen / "summary.json")
+    others = {path.resolve(): path for path in (frozen, *joined)}
+    others.pop(folder.resolve(), None)
+    rows = []
+    for path in others.values():
+        before = read_json(path / "summary.json")
         known = {k: before[k] for k in scores if k in before}
         if known:
-            rows.append({"name": "frozen", **_named(known), "note": "ImageNet weights, untrained"})
+            note = {"note": "ImageNet weights, untrained"} if path == frozen else {}
+            rows.append({"name": path.name, **_named(known), **note})
     return [*rows, {"name": folder.name, **_named(scores)}]
 
 

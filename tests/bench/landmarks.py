@@ -4,7 +4,8 @@
 
 For each seed our recipe trains and infers, then pytorch-metric-learning's SubCenterArcFaceLoss
 fine-tunes the same ImageNet weights for the same minutes (all train images, Adam 1e-4 / 1e-3, batch
-32, scale 64, plain cosine search at 224 px, as its users do). Needs solution files beside the data.
+32, scale 64). Its model and the frozen one get what its users do: one 224 px view and plain cosine
+search; so do our weights in the row "plain search". Needs solution files beside the data.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from common.data import augment
 from common.data.dataset import ImageDataset, loader
 from common.data.samplers import Shuffled
+from common.engine.checkpoint import load_tree
 from common.engine.extract import ViewConfig, embed_table
 from common.engine.settings import this_device, worker_count
 from common.entry import keep_pages
@@ -30,26 +32,34 @@ from common.metrics import score
 from common.models.embedder import Embedder, ModelConfig
 from common.retrieval.search import search
 from common.submission import write
+from competitions.landmarks.config import of_run
 from competitions.landmarks.data import DataConfig, Landmarks, read
 
 SIZE, BATCH = 160, 32
 OUT = Path("runs/bench_landmarks")
 
 
-def kit(seed: int, arguments: list[str]) -> tuple[dict[str, float], float]:
-    """Scores of our scripts, and the minutes of training."""
+def kit(seed: int, arguments: list[str]) -> tuple[dict[str, float], float, Path]:
+    """Scores of our scripts, the minutes of training and the run folder."""
     folder = OUT / f"kit-{seed}"
     common = ["track.wandb=off", f"seed={seed}", f"out={folder}", *arguments]
     for call in (["train.py", *common], ["infer.py", f"run={folder}"]):
         script = f"competitions/landmarks/{call[0]}"
         subprocess.run([sys.executable, script, *call[1:]], check=True)
     summary = json.loads((folder / "summary.json").read_text())
-    return scores_of(summary), summary["minutes"]
+    return scores_of(summary), summary["minutes"], folder
 
 
 def scores_of(summary: dict[str, float]) -> dict[str, float]:
     """GAP and mAP@100 on the test set."""
     return {"GAP": summary["test/gap"], "mAP@100": summary["test/map100"]}
+
+
+def plain(data: Landmarks, folder: Path) -> dict[str, float]:
+    """Scores of our trained weights, looked at as the peer's are."""
+    model = Embedder(of_run("", [f"run={folder}"]).model, load=False)
+    model.load_state_dict(load_tree(folder / "weights.safetensors")["model"])
+    return plain_scores(model, data)
 
 
 def peer(data: Landmarks, seed: int, minutes: float) -> dict[str, float]:
@@ -121,9 +131,10 @@ def main() -> None:
     rows: dict[str, list[dict[str, float]]] = {"frozen": [peer(data, 0, 0.0)]}
     spent = []
     for seed in map(int, seeds):
-        ours, minutes = kit(seed, arguments)
+        ours, minutes, folder = kit(seed, arguments)
         spent.append(minutes)
         rows.setdefault("this kit", []).append(ours)
+        rows.setdefault("this kit, plain search", []).append(plain(data, folder))
         rows.setdefault("pytorch-metric-learning", []).append(peer(data, seed, minutes))
         print(
             f"seed {seed}: {minutes:.1f} minutes", {k: v[-1] for k, v in rows.items()}, flush=True
