@@ -21,7 +21,9 @@ landmarks: install
 	$(RUN)/landmarks/infer.py run=runs/landmarks/frozen
 	$(RUN)/landmarks/train.py
 	$(RUN)/landmarks/infer.py
-	$(RUN)/landmarks/ensemble.py 'runs=[runs/landmarks/baseline,runs/landmarks/frozen]'
+	$(RUN)/landmarks/train.py experiments/two_stages.yaml
+	$(RUN)/landmarks/infer.py run=runs/landmarks/two_stages
+	$(RUN)/landmarks/ensemble.py 'runs=[runs/landmarks/baseline,runs/landmarks/two_stages]'
 
 lint: install
 	$(BIN)/ruff format --check .

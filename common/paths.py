@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -29,10 +31,11 @@ def atomic(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.chmod(0o644)  # safetensors makes files that only their owner can read
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors wraps the system's own
+        why = error.strerror if isinstance(error, OSError) else error
         raise OSError(
-            error.errno,
-            f"Could not write {path}: {error.strerror}. Free space or choose another out=",
+            getattr(error, "errno", None),
+            f"Could not write {path}: {why}. Free space or choose another out=",
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -57,9 +58,15 @@ def run(*arguments, **options):
     return done.stdout
 
 
-def fails(*arguments):
+def fails(*arguments, before=None):
     done = subprocess.run(
-        command(*arguments), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+        command(*arguments),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        preexec_fn=before,
     )
     assert done.returncode == 1, done.stdout[-1500:] + done.stderr[-3000:]
     assert done.stderr.startswith("error: "), done.stderr[-3000:]
@@ -306,6 +313,19 @@ def test_help_shows_keys_comments_and_steps():
     assert "# backbone" in text
 
 
+def test_a_full_disk_is_one_line_and_loses_nothing(root, tmp_path):
+    def limit():  # on the size of files: the state's write fails as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+
+    settings = [*TINY, *PLAIN, f"data.root={root}", f"out={tmp_path}"]
+    message = fails("train", *settings, before=limit)
+    assert "Could not write" in message
+    assert "Free space" in message
+    assert not [path for path in tmp_path.rglob("*.safetensors*") if path.is_file()]
+    run("train", *settings)
+    assert (tmp_path / "weights.safetensors").is_file()
+
+
 def test_user_errors_are_one_line(trained, root, tmp_path):
     whole, _ = trained
     assert "did you mean 'train.lr'" in fails("train", "train.lrr=1")
@@ -314,4 +334,6 @@ def test_user_errors_are_one_line(trained, root, tmp_path):
     assert "seed=0, this one has 5" in message
     assert "is no trained run" in fails("infer", f"run={tmp_path}")
     assert "two submissions" in fails("infer", f"run={whole}", f"out={tmp_path}/x.csv")
-    assert "another data" in fails("ensemble", f"runs=[{whole},{whole}]", "data.root=/nowhere")
+    runs = f"runs=[{whole},{whole}]"
+    assert "No train.csv under data.root" in fails("ensemble", runs, f"data.root={tmp_path}")
+    assert "data.fold=1: the runs decide it" in fails("ensemble", runs, "data.fold=1")

@@ -1,6 +1,9 @@
 """Finding data in every layout, and writing files whole or not at all."""
 
 import errno
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -82,3 +85,37 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert str(path) in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_named_whoever_writes(tmp_path):
+    """A limit on the size of files stands in for the disk: the system's own error is the same."""
+    script = """
+import resource, sys, torch
+from pathlib import Path
+from common.engine.checkpoint import save_tree
+from common.paths import write_text
+folder = Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+for write in (
+    lambda: save_tree(folder / "state.safetensors", {"weight": torch.zeros(99_999)}),
+    lambda: write_text(folder / "table.csv", "x" * 99_999),
+):
+    try:
+        write()
+    except OSError as error:
+        print(error.strerror)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    for line, name in zip(lines, ("state.safetensors", "table.csv"), strict=True):
+        assert line.startswith(f"Could not write {tmp_path / name}: ")
+        assert line.endswith("Free space or choose another out=")
+        assert "File too large" in line
+    assert list(tmp_path.iterdir()) == []

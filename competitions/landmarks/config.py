@@ -180,5 +180,9 @@ def of_ensemble(doc: str, arguments: list[str]) -> tuple[Config, list[Config]]:
                     f"{run} was trained with data.{key}={there}, {settings.runs[0]} with {here}: "
                     "runs are only comparable on the same held-out images."
                 )
-    joined = replace(settings, data=members[0].data, seed=members[0].seed)
+    for word in (word.lstrip("-") for word in arguments):
+        if word.startswith("data.") and not word.startswith("data.root="):
+            raise config.ConfigError(f"{word}: the runs decide it; only data.root= can be given.")
+    data = replace(members[0].data, root=settings.data.root or members[0].data.root)
+    joined = replace(settings, data=data, seed=members[0].seed)
     return replace(joined, out=settings.out or str(RUNS / "ensemble")), members

@@ -45,6 +45,8 @@ def main(arguments: list[str]) -> Path:
     folder = Path(str(config.out))
     data = read(config.data)
     held = Held.of(data, config)
+    for stage in config.train.stages:
+        data.rows(stage.data)  # a subset that is not there: said now, not when its stage begins
     same_run(config, folder, sections=("seed", "data", "model", "loss", "train"))
     with distributed.processes():
         return train(config, data, held, folder)

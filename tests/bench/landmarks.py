@@ -69,7 +69,9 @@ def peer(data: Landmarks, seed: int, minutes: float) -> dict[str, float]:
     device = this_device()
     torch.manual_seed(seed)
     model = Embedder(ModelConfig(pooling="avg", neck="none")).to(device)
-    head = SubCenterArcFaceLoss(len(data.classes), model.embedding_dim, scale=64).to(device)
+    head = SubCenterArcFaceLoss(
+        num_classes=len(data.classes), embedding_size=model.embedding_dim, scale=64
+    ).to(device)
     optimizer = torch.optim.Adam(
         [{"params": model.parameters(), "lr": 1e-4}, {"params": head.parameters(), "lr": 1e-3}]
     )
