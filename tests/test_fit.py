@@ -20,6 +20,8 @@ from common.engine.extract import ViewConfig
 from common.engine.fit import fit
 from common.engine.optim import lr_factor
 from common.engine.settings import FitConfig, Stage, resolve_precision, worker_count
+from common.losses.classify import LinearSoftmax
+from common.losses.total import Total
 from common.types import Embeddings, Table
 
 CLASSES, IMAGES = 4, 48
@@ -98,6 +100,13 @@ class Head(nn.Module):
         return nn.functional.cross_entropy(
             self.linear(embeddings[valid].float()), labels[valid], reduction="sum"
         ) / valid.sum().clamp_min(1)
+
+
+def joint():
+    """Two terms whose means divide by different things: rows, and class weights."""
+    counts = [30, 2, 9, 7]
+    weighted = LinearSoftmax(5, CLASSES, counts, class_weights="1/n", seed=0)
+    return Total([Head(), weighted], [1.0, 0.5])
 
 
 def run(folder, config=None, *, log=None, validate=None, model=None, head=None, **options):
@@ -387,7 +396,7 @@ def test_two_processes_train_like_one(tmp_path):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
-    start = {**Model().state_dict(), **{f"head.{k}": v for k, v in Head().state_dict().items()}}
+    start = {**Model().state_dict(), **{f"head.{k}": v for k, v in joint().state_dict().items()}}
     for name, value in one.items():
         if value.is_floating_point():
             assert torch.allclose(value, two[name], atol=1e-6), name

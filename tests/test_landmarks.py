@@ -190,6 +190,7 @@ def test_without_a_root_the_bundled_sample_runs_with_the_default_steps(tmp_path)
 def test_the_unreadable_image_is_counted_and_a_zero_vector(trained):
     embeddings = Embeddings.load(trained[0] / "embeddings" / "test.safetensors")
     assert embeddings.card["unreadable"] == 1
+    assert "warning: 1 of 12 test images cannot be read" in trained[1]
     norms = embeddings.vectors.norm(dim=1)
     assert (norms == 0).sum() == 1
     assert ((norms - 1).abs() < 1e-5).sum() == len(norms) - 1

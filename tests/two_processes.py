@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from common.engine import distributed
 from common.engine.fit import fit
 from common.engine.settings import FitConfig, Stage
-from tests.test_fit import Batches, Head, Model, Pictures
+from tests.test_fit import Batches, Model, Pictures, joint
 
 
 def main(folder: str) -> None:
@@ -22,7 +22,7 @@ def main(folder: str) -> None:
         sampler = Batches(16, distributed.rank(), distributed.world())
         fit(
             model,
-            Head(),
+            joint(),
             config,
             Path(folder),
             loader=lambda stage: DataLoader(Pictures(), batch_sampler=sampler),

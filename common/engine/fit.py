@@ -39,6 +39,7 @@ def fit(
     Args:
         model: maps uint8 images to embeddings; `backbone` is its pretrained part.
         criterion: maps (embeddings, labels) to a scalar; may hold parameters and `schedule(p)`.
+            For several processes it has `masses` as `losses.total.Total` does.
         config: the `train:` section.
         folder: the run folder; a state in it is resumed, a finished one is left as it is.
         loader: batches of a stage, dicts with `image` and `label`; its batch sampler has

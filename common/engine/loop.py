@@ -54,9 +54,13 @@ class Trained(nn.Module):
         super().__init__()
         self.model, self.criterion = model, criterion
 
-    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, images: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Loss of `(B, 3, H, W)` images with `(B,)` labels; scalar, mean over the valid ones."""
-        loss: torch.Tensor = self.criterion(self.model(images), labels)
+        embeddings = self.model(images)
+        extra = () if shares is None else (shares,)
+        loss: torch.Tensor = self.criterion(embeddings, labels, *extra)
         return loss
 
 
@@ -96,7 +100,8 @@ class Loop:
         data.batch_sampler.set_epoch(number, progress.batch)  # type: ignore[union-attr]
         started = saved = time.monotonic()
         minutes = progress.minutes
-        running, shown, norms = torch.tensor(progress.loss, device=self.device), 0, []
+        running, norms = torch.tensor(progress.loss, device=self.device), []
+        shown = unreadable = 0
         self.trained.train()
         for batch in self._bar(data, number, total, length):
             set_lr(self.optimizer.optimizer, self._factor(stage, progress.batch, length))
@@ -112,6 +117,7 @@ class Loop:
             loss = self._backward(batch, move, of=min(rest, config.accumulate))
             running += loss
             shown += len(batch["image"]) * distributed.world()
+            unreadable += int((~batch["ok"]).sum()) if "ok" in batch else 0
             if move:
                 norms.append(self._move())
             late = time.monotonic() - saved > 60 * config.save_minutes
@@ -140,6 +146,8 @@ class Loop:
         if norms:
             metrics["train/gradient_norm"] = float(torch.stack(norms).mean())
             metrics["train/images_per_second"] = shown / seconds
+        if lost := int(distributed.total(torch.tensor(unreadable, device=self.device))):
+            metrics["train/unreadable"] = lost
         if self.device.type == "cuda":
             metrics["train/memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
         return metrics
@@ -161,14 +169,18 @@ class Loop:
         """
         images = batch["image"].to(self.device, non_blocking=True)
         labels = batch["label"].to(self.device, non_blocking=True)
-        # DDP averages over processes; with unequal counts the mean over samples needs weights.
-        valid = (labels >= 0).sum().float()
-        share = valid * distributed.world() / distributed.total(valid).clamp_min(1)
+        shares = self._shares(labels) if distributed.joined() else None
         with contextlib.nullcontext() if move else self.accelerator.no_sync(self.wrapped):
-            loss = self.wrapped(images, labels) * (share if distributed.joined() else 1.0)
+            loss = self.wrapped(images, labels, shares)
             self.accelerator.backward(loss / of)
         mean: torch.Tensor = distributed.total(loss.detach()) / distributed.world()
         return mean
+
+    def _shares(self, labels: torch.Tensor) -> torch.Tensor:
+        """Factors that turn DDP's plain mean over processes into the mean over all samples."""
+        masses: torch.Tensor = self.criterion.masses(labels)  # type: ignore[operator]
+        everywhere = distributed.total(masses).clamp_min(torch.finfo(masses.dtype).tiny)
+        return masses * distributed.world() / everywhere
 
     def _move(self) -> torch.Tensor:
         """One step of the optimiser; returns the gradient norm before clipping."""

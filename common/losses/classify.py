@@ -17,6 +17,7 @@ from common.losses.cross_entropy import (
     cross_entropy,
     images_per_class,
     mean_loss,
+    row_weights,
     weights_by_count,
 )
 
@@ -77,6 +78,10 @@ class _Head(nn.Module):
         kind = torch.promote_types(embeddings.dtype, self.weight.dtype)
         embeddings = embeddings.to(torch.promote_types(kind, torch.float32))
         return torch.where(labels[:, None] >= 0, embeddings, 0)
+
+    def mass(self, labels: Tensor) -> Tensor:
+        """Scalar that the mean over (B,) labels divides by; tells processes their shares."""
+        return row_weights(labels, self.class_weights).sum()
 
 
 class LinearSoftmax(_Head):

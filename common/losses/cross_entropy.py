@@ -82,10 +82,16 @@ def mean_loss(
     if focal_gamma:
         # 1 - p without cancellation, and off 0, where a gamma below 1 is infinitely steep.
         loss = loss * (-torch.expm1(-hard)).clamp_min(torch.finfo(hard.dtype).eps) ** focal_gamma
-    weight = (labels >= 0).to(loss.dtype)
-    if class_weights is not None:
-        weight = weight * class_weights[labels.clamp_min(0)]
+    weight = row_weights(labels, class_weights).to(loss.dtype)
     return (loss * weight).sum() / weight.sum().clamp_min(torch.finfo(loss.dtype).tiny)
+
+
+def row_weights(labels: Tensor, class_weights: Tensor | None) -> Tensor:
+    """(B,) weight of each row in the mean: 0 for label -1, else 1 or that of its class."""
+    labelled = labels >= 0
+    if class_weights is None:
+        return labelled.float()
+    return labelled * class_weights[labels.clamp_min(0)]
 
 
 def check_labels(labels: Tensor, rows: int, classes: int) -> None:

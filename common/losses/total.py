@@ -24,12 +24,27 @@ class Total(nn.Module):
         self.terms = nn.ModuleList(terms)
         self.weights = list(weights)
 
-    def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Loss of `(B, D)` embeddings with `(B,)` int64 labels, -1 ignored; scalar."""
+    def forward(
+        self, embeddings: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Loss of `(B, D)` embeddings with `(B,)` int64 labels, -1 ignored; scalar.
+
+        `shares` `(T,)`, a factor per term, is for several processes: see `masses`.
+        """
         total = embeddings.new_zeros((), dtype=torch.float32)
-        for weight, term in zip(self.weights, self.terms, strict=True):
-            total = total + weight * term(embeddings, labels)
+        for i, (weight, term) in enumerate(zip(self.weights, self.terms, strict=True)):
+            part = weight * term(embeddings, labels)
+            total = total + (part if shares is None else part * shares[i])
         return total
+
+    def masses(self, labels: torch.Tensor) -> torch.Tensor:
+        """`(T,)` float32, what each term's mean divides by: labelled rows, or their class weights.
+
+        A process's mean times its share of the masses adds up to the mean over all processes.
+        """
+        labelled = (labels >= 0).sum().float()
+        of = [cast(Any, t).mass(labels) if hasattr(t, "mass") else labelled for t in self.terms]
+        return torch.stack([mass.float() for mass in of])
 
     def schedule(self, progress: float) -> None:
         """Tell every term how much of the training is done, 0 to 1."""

@@ -5,6 +5,7 @@ python competitions/landmarks/infer.py run=runs/landmarks/baseline [key=value ..
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -74,7 +75,14 @@ def embed(config: Config, data: Landmarks, folder: Path, device: torch.device) -
 
     def of(name: str, table: Table) -> Embeddings:
         path = folder / "embeddings" / f"{name}.safetensors"
-        return extract(model, table, path, view, transform, device, card=card)
+        found = extract(model, table, path, view, transform, device, card=card)
+        if lost := found.card["unreadable"]:
+            first = os.fsdecode(table.paths[int((found.vectors == 0).all(1).nonzero()[0])])
+            say(
+                f"warning: {lost} of {len(table)} {name} images cannot be read, the first is "
+                f"{first}: they match nothing and keep their rows."
+            )
+        return found
 
     centers = criterion.centers()
     if centers is not None:

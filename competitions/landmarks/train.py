@@ -127,6 +127,8 @@ def line(metrics: dict[str, float]) -> str:
     ):
         if key in metrics:
             parts.append(f"{name} {metrics[key]:{form}}")
+    if "train/unreadable" in metrics:
+        parts.append(f"warning: {metrics['train/unreadable']:.0f} images could not be read")
     return "  ".join(parts)
 
 
