@@ -114,15 +114,16 @@ class Remote:
                     head = [group["title"], str(query.get("id")), wandb.Image(tile(query, thumbs))]
                     head += [str(query.get("label")), row.get("ap"), first, row.get("note") or ""]
                     data.append([*head, *cells, *[None] * (width - len(cells))])
-            sheets = [
-                wandb.Image(sheet(group["rows"], thumbs), caption=group["title"])
+            # One key each: W&B warns about lists of images of several sizes.
+            sheets = {
+                f"{table['name']}/{group['title']}": wandb.Image(sheet(group["rows"], thumbs))
                 for group in table["groups"]
-            ]
+            }
             # Images of a table are kept in W&B's data folder and would be lost with a Kaggle
             # session; the sheets lie in the run's own files.
             with _environment(WANDB_DATA_DIR=str(self._folder / "wandb" / "data")):
                 run.log({table["name"]: wandb.Table(columns=columns, data=data)})
-                run.log({f"{table['name']}_sheets": sheets})
+                run.log(sheets)
 
         self.send(action)
 

@@ -513,3 +513,18 @@ def test_contact_sheet_frames(pictures, tmp_path):
 
 def test_contact_sheet_of_nothing(tmp_path):
     assert gallery.contact_sheet([], tmp_path / "sheet.png").is_file()
+
+
+def test_a_sheet_of_a_stored_table(pictures, tmp_path, capsys):
+    table = gallery.collect("t", make_rows(pictures.values()), each=3)
+    (tmp_path / "t.json").write_text(json.dumps(table))
+    heights = []
+    for each in (1, 3):
+        assert sheets.main([str(tmp_path / "t.json"), str(tmp_path / "t.jpg"), str(each)]) == 0
+        with Image.open(tmp_path / "t.jpg") as image:
+            assert image.format == "JPEG"
+            heights.append(image.height)
+    assert heights[1] > 2.5 * heights[0]  # six rows, two rows
+    assert sheets.main([str(tmp_path / "none.json"), str(tmp_path / "x.jpg")]) == 1
+    assert "none.json gives no sheet" in capsys.readouterr().err
+    assert sheets.main([]) == 2

@@ -342,7 +342,7 @@ def test_offline_run_and_resume(tmp_path, capfd, monkeypatch):
     assert seen[0]["config"]["fingerprint"] == "abc"
     assert {"git", "environment"} <= set(seen[0]["config"])
     assert (seen[0]["project"], seen[0]["group"], seen[0]["tags"]) == ("p", "g", ["t"])
-    assert list((tmp_path / "wandb").glob("offline-run-*/files/media/images/*.png"))
+    assert list((tmp_path / "wandb").glob("offline-run-*/files/media/images/**/*.png"))
     output = capfd.readouterr()
     assert output.out == ""
     assert "wandb" not in output.err

@@ -1,10 +1,17 @@
-"""Thumbnails, and contact sheets of queries with their results as PNG; rows as in `gallery`."""
+"""Thumbnails, and contact sheets of queries with their results; rows as in `gallery`.
+
+    python -m common.report.sheets RUN/tables/retrieval.json SHEET.jpg [2]
+
+draws so many random queries of a run's stored table, and below them so many of the worst.
+"""
 
 from __future__ import annotations
 
 import base64
 import functools
 import io
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -148,3 +155,25 @@ def _write(
     while text and draw.textlength(text, _font(size)) > width:
         text = text[:-2].rstrip("…") + "…" if len(text) > 2 else ""
     draw.text(corner, text, COLORS[color][0], _font(size))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status of the command."""
+    if not 2 <= len(arguments) <= 3:
+        print((__doc__ or "").strip())
+        return 2
+    each = int(arguments[2]) if len(arguments) > 2 else 2
+    try:
+        table = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+        groups = {group["title"]: group["rows"][:each] for group in table["groups"]}
+        rows = groups.get("Random", []) + groups.get("Worst", [])
+        with atomic(arguments[1]) as temporary:
+            sheet(rows or groups["All"], table["thumbs"]).save(temporary, quality=88)
+    except (OSError, ValueError, KeyError) as error:
+        print(f"error: {arguments[0]} gives no sheet: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
