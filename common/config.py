@@ -192,7 +192,7 @@ def _experiment(word: str, folder: Path) -> Path:
             return path
     known = [path.name for path in sorted((folder / "experiments").glob("*.yaml"))]
     raise ConfigError(
-        f"No experiment {word}{suggestion(Path(word).name, known)} "
+        f"No experiment {word}{suggestion(Path(word).name, known) or '.'} "
         f"There are: {', '.join(known) or 'none'} in {folder / 'experiments'}."
     )
 

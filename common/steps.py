@@ -113,8 +113,8 @@ def chain(
                     f"{where}[{i}]: {call.__name__} needs {name}, which nothing before it makes; "
                     f"available: {', '.join(sorted(made))}"
                 )
-        made |= {"neighbors"} if get_type_hints(target).get("return") is Neighbors else set()
-
+        if conditions[i] is None and get_type_hints(target).get("return") is Neighbors:
+            made.add("neighbors")
     if "neighbors" not in made:
         raise ConfigError(f"{where}: ends without neighbors, add for example {{name: knn, k: 100}}")
 

@@ -155,6 +155,7 @@ def _lines(path: Path, errors: str = "strict") -> Iterator[tuple[int, list[str]]
     """Line number and fields of the header ([] in an empty file), then of each non-blank row."""
     try:
         with open(path, newline="", encoding="utf-8", errors=errors) as file:
+            csv.field_size_limit(1 << 30)  # a solution may name thousands of images in one field
             reader = csv.reader(file)
             yield 1, next(reader, [])
             yield from ((reader.line_num, fields) for fields in reader if fields)
@@ -184,7 +185,7 @@ def _parse(path: Path, form: Format) -> tuple[list[str], list[str], list[str], l
     if len(header) > 2:
         problems.append(f"Submission must have 2 columns, this one has {','.join(header)}")
     key, column = header.index(form.key), header.index(form.column)
-    full = [(line, fields) for line, fields in rows]
+    full = list(rows)
     ragged = [line for line, fields in full if len(fields) != len(header)]
     if ragged:
         problems.append(

@@ -35,8 +35,8 @@ class Table:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, rows: np.ndarray) -> Table:
-        """The rows of a boolean mask or an index array, in that order."""
+    def take(self, rows: np.ndarray | slice) -> Table:
+        """The rows of a boolean mask, an index array, or a slice (which copies nothing)."""
         return Table(self.ids[rows], self.paths[rows], self.labels[rows])
 
     @staticmethod
@@ -91,21 +91,30 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def find(self, ids: np.ndarray) -> np.ndarray:
+        """Row numbers of `ids`, `(M,)` int64; -1 for an id that is not here."""
+        wanted = np.asarray(ids, dtype=np.str_)
+        if not len(self.ids):
+            return np.full(len(wanted), -1, np.int64)
+        order = np.argsort(self.ids, kind="stable")
+        place = np.searchsorted(self.ids, wanted, sorter=order)
+        found = order[np.minimum(place, len(order) - 1)]
+        return np.where(self.ids[found] == wanted, found, -1).astype(np.int64)
+
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """Row numbers of `ids`, `(M,)` int64; KeyError names the first id that is not here."""
-        order = np.argsort(self.ids, kind="stable")
-        wanted = np.asarray(ids, dtype=np.str_)
-        place = np.searchsorted(self.ids, wanted, sorter=order)
-        found = order[np.minimum(place, len(order) - 1)] if len(order) else place
-        wrong = np.flatnonzero(self.ids[found] != wanted) if len(order) else np.arange(len(wanted))
+        found = self.find(ids)
+        wrong = np.flatnonzero(found < 0)
         if len(wrong):
             raise KeyError(
-                f"{len(wrong)} ids have no embedding, the first is {str(wanted[wrong[0]])!r}."
+                f"{len(wrong)} ids have no embedding, the first is {str(ids[wrong[0]])!r}."
             )
-        return found.astype(np.int64)
+        return found
 
     def select(self, ids: np.ndarray) -> Embeddings:
-        """The embeddings of `ids`, in that order."""
+        """The embeddings of `ids`, in that order; without a copy when these are all, in order."""
+        if np.array_equal(self.ids, ids):
+            return Embeddings(self.ids, self.vectors, dict(self.card))
         rows = self.rows(ids)
         return Embeddings(self.ids[rows], self.vectors[torch.from_numpy(rows)], dict(self.card))
 

@@ -103,7 +103,8 @@ def test_lists_of_sections_are_typed(base):
         ("data.sizes=[a]", "could not be converted"),
         ("data.root=[", "not a YAML value"),
         ("fast", "neither an experiment YAML nor key=value"),
-        ("slow.yaml", "fast.yaml"),
+        ("slow.yaml", "did you mean 'fast.yaml'"),
+        ("unknown_one.yml", r"No experiment unknown_one\.yml\. There are: fast\.yaml"),
     ],
 )
 def test_mistakes_are_one_line_errors_with_a_way_out(base, argument, message):

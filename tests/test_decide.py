@@ -84,8 +84,11 @@ def test_quantile_scale_of_little():
         quantile_scale(Neighbors(torch.tensor([[3]]), torch.tensor([[torch.nan]])))
 
 
-@pytest.mark.parametrize(("top", "weight"), [(5, 1.0), (1, 0.3), (100, 2.0)])
-def test_gallery_penalty_is_the_naive_one(scene, top, weight):
+@pytest.mark.parametrize(
+    ("top", "weight", "images"), [(5, 1.0, 1 << 17), (1, 0.3, 7), (100, 2.0, 1)]
+)
+def test_gallery_penalty_is_the_naive_one(scene, top, weight, images, monkeypatch):
+    monkeypatch.setattr("common.rerank.voting.IMAGES", images)
     _, gallery, negatives, neighbors = scene
     found = gallery_penalty(neighbors, gallery, negatives, top=top, weight=weight)
     b = likeness(gallery, negatives, top)

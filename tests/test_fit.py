@@ -6,7 +6,6 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,15 +13,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from common.engine import extract
 from common.engine.checkpoint import load_tree
-from common.engine.extract import ViewConfig
 from common.engine.fit import fit
 from common.engine.optim import lr_factor
 from common.engine.settings import FitConfig, Stage, resolve_precision, worker_count
 from common.losses.classify import LinearSoftmax
 from common.losses.total import Total
-from common.types import Embeddings, Table
 
 CLASSES, IMAGES = 4, 48
 ROOT = Path(__file__).parents[1]
@@ -363,27 +359,6 @@ def test_settings():
 def test_settings_that_make_no_sense(setting, message):
     with pytest.raises(ValueError, match=message):
         FitConfig(**setting)
-
-
-def test_an_extraction_goes_on_with_another_block_size(tmp_path, monkeypatch):
-    """Blocks of the first size must not be taken for those of the second."""
-
-    def rows(model, table, rows, *_):
-        if len(done) == 2:
-            raise Stop
-        done.append(1)
-        return torch.from_numpy(rows[:, None] + 1.0).float(), 0
-
-    monkeypatch.setattr(extract, "embed_rows", rows)
-    ids = np.array([f"{row:02}" for row in range(10)])
-    table = Table(ids, ids.astype("S"), np.full(10, -1))
-    model = SimpleNamespace(embedding_dim=1)
-    path, cpu = tmp_path / "t.safetensors", torch.device("cpu")
-    for block in (4, 5):
-        done = []
-        with pytest.raises(Stop) if block == 4 else nullcontext():
-            extract.extract(model, table, path, ViewConfig(block=block), None, cpu)
-    assert Embeddings.load(path).vectors.flatten().tolist() == list(range(1, 11))
 
 
 def test_two_processes_train_like_one(tmp_path):

@@ -181,7 +181,9 @@ def test_predicted_labels_are_the_naive_ones(scene):
         assert found[2].tolist() == pytest.approx([cosine for _, _, cosine in expected], abs=1e-5)
 
 
-def test_label_rerank_is_the_naive_one(scene):
+@pytest.mark.parametrize("images", [1 << 17, 7])
+def test_label_rerank_is_the_naive_one(scene, images, monkeypatch):
+    monkeypatch.setattr("common.rerank.voting.IMAGES", images)
     n = search(scene["queries"], scene["gallery"], 12)
     found = label_rerank(
         n,

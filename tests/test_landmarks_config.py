@@ -1,12 +1,16 @@
 """Every experiment loads, is short, and names only what exists; every key has a comment."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
-from common.config import ConfigError, keys, load
+from common.config import ConfigError, keys, load, save
 from competitions.landmarks.config import BASE, Config, check, command, of_ensemble, of_run
+from competitions.landmarks.results import align, outputs
 
 EXPERIMENTS = sorted((BASE.parent / "experiments").glob("*.yaml"))
 
@@ -64,6 +68,62 @@ def test_the_run_folder_is_named_after_the_experiment():
     assert command("", []).out == str(Path("runs/landmarks/baseline"))
     assert command("", ["experiments/frozen.yaml"]).out == str(Path("runs/landmarks/frozen"))
     assert command("", ["frozen.yaml", "out=x"]).out == "x"
+
+
+@pytest.fixture
+def run(tmp_path):
+    save(load(Config, BASE, ["seed=3"]), tmp_path / "config.yaml")
+    (tmp_path / "weights.safetensors").touch()
+    return tmp_path
+
+
+def test_infer_reads_the_config_of_the_run_that_is_named_last(run):
+    for words in ([f"run={run}"], [f"--run={run}"], ["run=elsewhere", f"run={run}"]):
+        found = of_run("", [*words, "view.size=64"])
+        assert (found.run, found.seed, found.view.size) == (str(run), 3, 64)
+    (run / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match="is no trained run"):
+        of_run("", [f"run={run}"])
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("model.neck=bn", "trained with another model"),
+        ("loss.0.k=1", "trained with another loss"),
+        ("data.fold=1", "trained with data.fold=0: with 1 it would be scored on images it has"),
+        ("data.unseen=0.5", r"data\.unseen=0\.1"),
+    ],
+)
+def test_infer_takes_nothing_that_does_not_fit_the_run(run, argument, message):
+    with pytest.raises(ConfigError, match=message):
+        of_run("", [f"run={run}", argument])
+    assert of_run("", [f"run={run}", "data.fold=-1"]).data.fold == -1
+
+
+def test_where_submissions_go_is_known_before_any_work(tmp_path):
+    def paths(index, *arguments):
+        data = SimpleNamespace(root="data", index=index)
+        return outputs(load(Config, BASE, arguments), data, tmp_path)
+
+    one, two = tmp_path / "submission_recognition.csv", tmp_path / "submission_retrieval.csv"
+    assert paths([]) == {"recognition": one, "retrieval": two}
+    assert paths(None) == {"recognition": one}
+    assert paths([], "task=retrieval", "out=x.csv") == {"retrieval": Path("x.csv")}
+    assert paths([], "task=retrieval", "out=x") == {"retrieval": Path("x/submission_retrieval.csv")}
+    assert paths(None, "out=x.csv") == {"recognition": Path("x.csv")}
+    with pytest.raises(ValueError, match="one file, but there are two submissions"):
+        paths([], "out=x.csv")
+    with pytest.raises(ValueError, match="No index images under data: retrieval needs them"):
+        paths(None, "task=retrieval")
+
+
+def test_centers_follow_the_classes_of_the_data():
+    centers = torch.arange(6.0).view(3, 2, 1)
+    known = np.array(["b", "d", "e"])
+    assert align(centers, known, known) is centers
+    found = align(centers, known, np.array(["a", "b", "e", "f"]))
+    assert found[:, :, 0].tolist() == [[0, 0], [0, 1], [4, 5], [0, 0]]
 
 
 def test_infer_and_ensemble_name_the_run_they_miss(tmp_path):

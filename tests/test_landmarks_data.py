@@ -1,4 +1,7 @@
-"""Reading Google Landmarks' files: every kind of bad input is one line that says what to do."""
+"""Reading Google Landmarks' files: every kind of bad input is one line that says what to do.
+
+Then what is asked about held-out images, and which of them the steps may see.
+"""
 
 import shutil
 from pathlib import Path
@@ -6,8 +9,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
+from common.config import load
+from common.types import Embeddings
+from competitions.landmarks import ranking
+from competitions.landmarks.config import BASE, Config
 from competitions.landmarks.data import SAMPLE, DataConfig, DataError, read
+from competitions.landmarks.ensemble import Join, compared
+from competitions.landmarks.ranking import Held, Vectors, apply, held_question
 
 ROWS = [(f"{i:016x}", 100 + i % 3) for i in range(0x1230, 0x123C)]
 TEST = [f"{i:016x}" for i in range(0xABC0, 0xABC4)]
@@ -87,6 +97,15 @@ def change(name, header, rows):
         (change("train.csv", "id,landmark_id", [*ROWS, ("abc", "")]), "row 14: empty value"),
         (change("train.csv", "id,landmark_id", [("../../etc/x", 1)]), r"row 2: id '\.\./\.\./etc"),
         (change("train.csv", "id,landmark_id", [("ab", 1)]), "is not a plain id of 3 or more"),
+        (change("train.csv", "id,landmark_id", [("abc", "7.0")]), "row 2: landmark_id '7.0' is"),
+        (lambda r: (r / "sample_submission.csv").write_text(""), "sion.csv is not a readable"),
+        (lambda r: (r / "sample_submission.csv").write_bytes(b"\xff\xfe\x00"), "not a readable"),
+        (change("a_sample_submission.csv", "id,landmarks", []), "header but no rows"),
+        (
+            change("a_sample_submission.csv", "id,landmarks", [(TEST[0], 1)]),
+            "a_sample_submission.csv and sample_submission.csv are both for recognition",
+        ),
+        (lambda r: (r / "index/0/0/0/._a.jpg").write_bytes(b""), "is not named by an id: move"),
         (change("sample_submission.csv", "id,labels", []), "columns id,labels; a sample subm"),
         (change("sample_submission.csv", "id,landmarks", []), "header but no rows"),
         (change("sample_submission.csv", "id,landmarks", [(TEST[0], 1)] * 2), "occurs twice"),
@@ -123,6 +142,20 @@ def test_single_missing_images_are_a_counted_warning(root):
     ]
 
 
+def test_a_sample_of_retrieval_without_index_images_is_a_warning(root):
+    write_csv(root / "retrieval_sample_submission.csv", "id,images", [(TEST[0], INDEX[0])])
+    assert read_at(root).warnings == []
+    shutil.rmtree(root / "index")
+    (warning,) = read_at(root).warnings
+    assert "index has none: no retrieval" in warning
+
+
+def test_side_files_that_are_not_there_are_named(root):
+    for key in ("extended", "non_landmark"):
+        with pytest.raises(FileNotFoundError, match=r"No file .*nowhere\.csv: correct the path"):
+            read_at(root, **{key: str(root / "nowhere.csv")})
+
+
 def test_leaked_test_ids_are_named(root):
     write_csv(root / "sample_submission.csv", "id,landmarks", [(ROWS[0][0], "")])
     picture(root, "test", ROWS[0][0])
@@ -151,3 +184,73 @@ def test_both_sample_submissions_may_ask_for_different_ids(root):
     data = read_at(root)
     assert data.test_ids["retrieval"].tolist() == [TEST[0]]
     assert data.test_ids["recognition"].tolist() == TEST
+
+
+@pytest.fixture
+def held_out(root):
+    """Config, data, fold and random embeddings of everything."""
+    write_csv(root / "non_landmark.csv", "id", [(i,) for i in TEST])
+    for name in TEST:
+        picture(root, "train", name)
+    words = ["data.folds=2", "data.unseen=0.3", "data.max_gallery=4"]
+    config = load(Config, BASE, [f"data.root={root}", *words])
+    data = read(config.data)
+    generator = torch.Generator().manual_seed(0)
+
+    def of(table):
+        vectors = torch.randn(len(table), 4, generator=generator)
+        return Embeddings(table.ids, torch.nn.functional.normalize(vectors))
+
+    def made():
+        return Vectors(of(data.train), of(data.test), of(data.index), of(data.negatives), None)
+
+    return config, data, Held.of(data, config), made
+
+
+def test_steps_see_train_without_the_held_out_images_and_only_when_they_read_it(
+    held_out, monkeypatch, tmp_path
+):
+    _, data, held, made = held_out
+    vectors, seen = made(), []
+
+    def spy(neighbors, train, train_labels):
+        seen.append((train, train_labels))
+        return neighbors
+
+    monkeypatch.setitem(ranking.STEPS, "spy", spy)
+    rest = {"cache": tmp_path, "device": torch.device("cpu")}
+    for fold, rows in ((held, held.split.train), (None, np.ones(len(data.train), bool))):
+        asked = held_question("retrieval", vectors, held)
+        steps = [{"name": "knn", "k": 3}, {"name": "spy"}]
+        apply(steps, asked, vectors, data, fold, **rest)
+        train, labels = seen.pop()
+        assert train.ids.tolist() == data.train.ids[rows].tolist()
+        assert labels.tolist() == data.train.labels[rows].tolist()
+    assert train.vectors.data_ptr() == vectors.train.vectors.data_ptr(), "no second copy"
+    with monkeypatch.context() as patch:
+        patch.setattr(Embeddings, "select", None)
+        apply(steps[:1], asked, vectors, data, held, **rest)
+
+
+def test_one_known_non_landmark_is_a_query_and_no_reference(held_out, root):
+    config, _, held, _ = held_out
+    assert (held.negatives.ids.tolist(), held.reference.ids.tolist()) == (TEST[::2], TEST[1::2])
+    write_csv(root / "non_landmark.csv", "id", [(TEST[0],)])
+    held = Held.of(read(config.data), config)
+    assert held.negatives.ids.tolist() == TEST[:1]
+    assert held.reference is None
+
+
+@pytest.mark.parametrize("task", ["recognition", "retrieval"])
+def test_weights_are_searched_on_the_compared_embeddings_with_the_same_answer(held_out, task):
+    config, data, held, made = held_out
+    config.runs = ["a", "b"]
+    join = Join(config, [config, config], [made(), made()], data, held)
+    few = [compared(vectors, held) for vectors in join.vectors]
+    assert len(few[0].train) < len(data.train)
+    asked, expected = join.answer(task, [0.3, 0.7], held)
+    again, found = join.answer(task, [0.3, 0.7], held, vectors=few)
+    assert again.gallery.ids.tolist() == asked.gallery.ids.tolist()
+    assert torch.equal(found.index, expected.index)
+    assert torch.equal(found.score, expected.score)
+    assert sum(join.weights(task)) == pytest.approx(1)

@@ -196,6 +196,12 @@ def test_retrieval_whale_and_shopee_files(tmp_path):
     assert metrics.score("f1", *pair) == pytest.approx((2 / 3 + 1) / 2)
 
 
+def test_a_field_may_hold_thousands_of_images(tmp_path):
+    wanted = " ".join(f"{i:016x}" for i in range(10_000))  # beyond the csv module's own limit
+    pair = files(tmp_path, f"id,images\na,{wanted}\n", f"id,images\na,{wanted[:1699]}\n")
+    assert metrics.score("map100", *pair) == 1.0
+
+
 @pytest.mark.parametrize(
     ("submission", "message"),
     [

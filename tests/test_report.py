@@ -235,6 +235,14 @@ def test_page_without_a_piece(folder, piece, section, content, monkeypatch):
     assert (section in shown) == (piece == "config.yaml" and bool(content))  # shown as it is
 
 
+def test_a_table_that_was_being_written_at_a_kill_is_not_shown(folder, monkeypatch):
+    monkeypatch.setattr(plots, "_svg", lambda figure, title: "<svg></svg>")
+    before = page.write_report(folder).read_text()
+    for path in list(folder.glob("tables/*")):
+        path.with_name(f".{path.stem}.123.json").write_bytes(path.read_bytes())
+    assert page.write_report(folder).read_text() == before
+
+
 def test_empty_folder_gives_a_page(tmp_path):
     shown = Page(page.write_report(tmp_path, title="nothing yet").read_text())
     assert shown.visible.split() == ["nothing", "yet", "nothing", "yet"]  # title and heading
@@ -294,6 +302,9 @@ def test_analysis_parts_are_merged(tmp_path):
     save_analysis(tmp_path, {"scores": [{"name": "b", "GAP": 0.7}]})
     stored = load_analysis(tmp_path)
     assert stored.scores == [{"name": "frozen", "GAP": 0.5}, {"name": "b", "GAP": 0.7}]
+    rows = [{"name": "other", "GAP": 0.6}, {"name": "frozen", "GAP": 0.9}]
+    save_analysis(tmp_path, {"scores": rows})  # the last row given stays the last
+    assert [row["name"] for row in load_analysis(tmp_path).scores] == ["b", "other", "frozen"]
     assert stored.retrieval == {"ap": [0.5], "relevant": [3]}
     assert stored.baseline == "b"
 

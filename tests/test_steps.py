@@ -131,5 +131,7 @@ def test_a_step_may_wait_for_an_entry_of_the_state():
     run = chain(steps, KNOWN, set(state), "search")
     assert run(state)["queries"] == 1.0
     assert run({**state, "labels": 3})["queries"] == 11.0
+    with pytest.raises(ConfigError, match="ends without neighbors"):
+        chain([{"name": "knn", "when": "labels"}], KNOWN, set(state), "search")
     with pytest.raises(ConfigError, match="no 'label' to wait for; did you mean 'labels'"):
         chain([{"name": "alpha_qe", "when": "label"}], KNOWN, set(state), "search")

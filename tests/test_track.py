@@ -315,7 +315,7 @@ def test_a_failing_log_only_warns_once(tmp_path, monkeypatch, caplog):
     assert len(lines(tmp_path)) == 5
 
 
-def test_offline_run_and_resume(tmp_path, capfd, monkeypatch):
+def test_offline_run_and_resume(tmp_path, capfd, caplog, monkeypatch):
     seen = []
     start = wandb.init
     monkeypatch.setattr(wandb, "init", lambda **words: seen.append(words) or start(**words))
@@ -325,7 +325,7 @@ def test_offline_run_and_resume(tmp_path, capfd, monkeypatch):
             "query": {"id": "q", "path": tmp_path / "none.jpg", "label": 1},
             "results": [{"id": "r", "path": tmp_path / "none.jpg", "label": 2, "right": False}],
         }
-    ]
+    ] * 14  # six worst, six best, two others: sheets of two sizes
     for turn in range(2):
         run = Run(tmp_path, {"lr": 0.1}, track, best=("x",), data="abc")
         run.log(turn, x=0.5)
@@ -342,7 +342,8 @@ def test_offline_run_and_resume(tmp_path, capfd, monkeypatch):
     assert seen[0]["config"]["fingerprint"] == "abc"
     assert {"git", "environment"} <= set(seen[0]["config"])
     assert (seen[0]["project"], seen[0]["group"], seen[0]["tags"]) == ("p", "g", ["t"])
-    assert list((tmp_path / "wandb").glob("offline-run-*/files/media/images/**/*.png"))
+    assert len(list((tmp_path / "wandb").glob("offline-run-*/files/media/images/**/*.png"))) == 3
+    assert not [entry for entry in caplog.records if entry.levelno >= logging.WARNING]
     output = capfd.readouterr()
     assert output.out == ""
     assert "wandb" not in output.err

@@ -28,6 +28,11 @@ def test_select_follows_the_asked_order_and_names_what_is_missing():
     embeddings = made()
     picked = embeddings.select(np.array(["id3é", "id0é", "id3é"]))
     assert torch.equal(picked.vectors, embeddings.vectors[[3, 0, 3]])
+    whole = embeddings.select(embeddings.ids)
+    assert whole.vectors.data_ptr() == embeddings.vectors.data_ptr(), "no second copy"
+    assert whole.card is not embeddings.card
+    assert embeddings.find(np.array(["id4é", "nobody", "id0é"])).tolist() == [4, -1, 0]
+    assert made(0).find(np.array(["nobody"])).tolist() == [-1]
     with pytest.raises(KeyError, match="1 ids have no embedding, the first is 'nobody'"):
         embeddings.select(np.array(["id1é", "nobody"]))
     with pytest.raises(KeyError, match="nobody"):

@@ -7,6 +7,7 @@ most one block per process, and no image is embedded twice.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,10 +162,8 @@ def extract(
         files = [folder / f"{number:06d}.safetensors" for number in range(len(cuts))]
         dim = int(model.embedding_dim)  # type: ignore[arg-type]
         _join(files, table, dim, config.half, key).save(path)
-        for file in files:
-            file.unlink()
-        if folder.is_dir():
-            folder.rmdir()
+        for left in path.parent.glob(f"{path.stem}.*.blocks"):  # of killed processes too
+            shutil.rmtree(left)
     distributed.wait()
     return Embeddings.load(path)
 

@@ -62,10 +62,10 @@ def save_analysis(folder: str | Path, analysis: Analysis | dict[str, Any]) -> Pa
     _check(given)
     path = Path(folder) / "analysis.json"
     merged = read_json(path)
-    rows = {row.get("name"): row for row in merged.get("scores", [])}
-    rows |= {row.get("name"): row for row in given.get("scores", [])}
+    rows = {row.get("name"): row for row in given.get("scores", [])}
+    before = [row for row in merged.get("scores", []) if row.get("name") not in rows]
     merged |= {key: value for key, value in given.items() if value}
-    merged["scores"] = list(rows.values())
+    merged["scores"] = [*before, *rows.values()]  # the headline is the last row
     write_json(path, merged)
     return path
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from common.rerank.voting import check_rows
+from common.rerank.voting import blocks, check_rows, stack
 from common.retrieval.search import search
 from common.types import Embeddings, Neighbors
 
@@ -21,7 +21,8 @@ def quantile_scale(neighbors: Neighbors, *, quantiles: int = 1000) -> Neighbors:
 
     One map for the whole table, never decreasing: every ranking stays. The same numbers as
     scikit-learn's QuantileTransformer(output_distribution="normal", subsample=None). Origin:
-    landmarks 2020 1st place (arXiv 2010.01650), on the similarities of each model before blending.
+    landmarks 2020 1st place, whose notebook has it on the embeddings' dimensions of each model;
+    on similarities it keeps the ranking. Penalties are cosines and belong before it.
 
     Raises:
         ValueError: a score is NaN, or fewer than two quantiles.
@@ -56,6 +57,7 @@ def gallery_penalty(
     *,
     top: int = 5,
     weight: float = 1.0,
+    device: torch.device | None = None,
 ) -> Neighbors:
     """Scores less the gallery image's mean similarity to its nearest non-landmarks, re-sorted.
 
@@ -67,9 +69,7 @@ def gallery_penalty(
     """
     check_rows(neighbors.index, len(gallery), "gallery_penalty", "the gallery")
     used, place = torch.unique(neighbors.index.clamp(min=0), return_inverse=True)
-    rows = used.to(gallery.vectors.device)
-    some = Embeddings(gallery.ids[used.cpu().numpy()], gallery.vectors[rows])
-    likeness = _likeness(some, negatives, top, "gallery_penalty")
+    likeness = _likeness(gallery, negatives, top, "gallery_penalty", device, used)
     score = neighbors.score - weight * likeness.to(neighbors.score.device)[place]
     return Neighbors(neighbors.index, score).sorted()
 
@@ -81,6 +81,7 @@ def query_penalty(
     *,
     top: int = 10,
     weight: float = 1.0,
+    device: torch.device | None = None,
 ) -> Neighbors:
     """Scores less the query's mean similarity to its `top` nearest non-landmarks.
 
@@ -90,7 +91,7 @@ def query_penalty(
     Raises:
         ValueError: the pipeline has no negatives.
     """
-    likeness = _likeness(queries, negatives, top, "query_penalty")
+    likeness = _likeness(queries, negatives, top, "query_penalty", device)
     score = neighbors.score - weight * likeness.to(neighbors.score.device)[:, None]
     return Neighbors(neighbors.index, score)
 
@@ -103,6 +104,7 @@ def distractors(
     limit: int = 30,
     similarity: float = 0.0,
     top: int = 3,
+    device: torch.device | None = None,
 ) -> Neighbors:
     """Answers that look like distractors behind all others: too frequent classes, non-landmarks.
 
@@ -124,7 +126,7 @@ def distractors(
     answered = first >= 0
     new = torch.full_like(best, torch.inf)
     if similarity > 0:
-        alike = _likeness(queries, negatives, top, "distractors").to(best.device)
+        alike = _likeness(queries, negatives, top, "distractors", device).to(best.device)
         new = torch.where(alike > similarity, -alike, new)
     if limit > 0 and bool(answered.any()):
         frequency = torch.bincount(first[answered])[first.clamp(min=0)].to(best.dtype)
@@ -161,15 +163,25 @@ def decide(
 
 
 def _likeness(
-    images: Embeddings, negatives: Embeddings | None, top: int, step: str
+    images: Embeddings,
+    negatives: Embeddings | None,
+    top: int,
+    step: str,
+    device: torch.device | None,
+    rows: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean similarity of each image to its `top` nearest negatives but itself, `(N,)`."""
+    """Mean similarity of each image (of `rows`) to its `top` nearest negatives but itself."""
     if negatives is None or not len(negatives):
         raise ValueError(
             f"{step} needs embeddings of images known to be of no class, and this pipeline has no "
             "negatives: give such images (for landmarks: data.non_landmark) or remove the step."
         )
-    near = search(images, negatives, min(top, len(negatives)), exclude_self=True)
+    k = min(top, len(negatives))
+    parts = [
+        search(part, negatives, k, exclude_self=True, device=device)
+        for part in blocks(images, rows)
+    ]
+    near = stack(parts, parts[0])
     real = near.index >= 0
     return near.score.masked_fill(~real, 0.0).sum(1) / real.sum(1).clamp(min=1)
 

@@ -11,7 +11,6 @@ import torch
 from common.rerank.voting import (
     BUDGET,
     check_rows,
-    own_rows,
     predict_labels,
     row_range,
     stack,
@@ -29,6 +28,7 @@ def label_rerank(
     same: float = 1.0,
     other: float = 0.1,
     voting: int = 3,
+    device: torch.device | None = None,
 ) -> Neighbors:
     """Neighbors of the predicted label rise by same * cos(i, train), others fall by other * it.
 
@@ -39,7 +39,7 @@ def label_rerank(
     Raises:
         ValueError: there is no labelled train set.
     """
-    equal, cosine = _agreement(neighbors, queries, gallery, train, train_labels, voting)
+    equal, cosine = _agreement(neighbors, queries, gallery, train, train_labels, voting, device)
     bonus = torch.where(equal, same * cosine, -other * cosine)
     return Neighbors(neighbors.index, neighbors.score + bonus).sorted()
 
@@ -52,6 +52,7 @@ def sort_step(
     train_labels: torch.Tensor,
     *,
     voting: int = 3,
+    device: torch.device | None = None,
 ) -> Neighbors:
     """Neighbors of the query's predicted label first, the order otherwise unchanged.
 
@@ -62,7 +63,7 @@ def sort_step(
     Raises:
         ValueError: there is no labelled train set.
     """
-    equal, _ = _agreement(neighbors, queries, gallery, train, train_labels, voting)
+    equal, _ = _agreement(neighbors, queries, gallery, train, train_labels, voting, device)
     return _lift(neighbors, equal)
 
 
@@ -75,6 +76,7 @@ def insert_step(
     *,
     voting: int = 3,
     threshold: float = 0.6,
+    device: torch.device | None = None,
 ) -> Neighbors:
     """The sort step, then gallery images of that label that the search missed, behind the sorted.
 
@@ -87,13 +89,14 @@ def insert_step(
     Raises:
         ValueError: there is no labelled train set.
     """
-    device, width = neighbors.index.device, neighbors.index.shape[1]
+    home, width = neighbors.index.device, neighbors.index.shape[1]
     check_rows(neighbors.index, len(gallery), "insert_step", "the gallery")
-    asked, asked_sure, _ = (
-        t.to(device) for t in predict_labels(queries, train, train_labels, voting=voting)
-    )
-    label, sure, _ = (
-        t.to(device) for t in predict_labels(gallery, train, train_labels, voting=voting)
+    (asked, asked_sure, _), (label, sure, _) = (
+        tuple(
+            t.to(home)
+            for t in predict_labels(images, train, train_labels, voting=voting, device=device)
+        )
+        for images in (queries, gallery)
     )
     asked = asked.masked_fill(asked < 0, -2)  # no label is nobody's label
     equal = (asked[:, None] == label[neighbors.index.clamp(min=0)]) & (neighbors.index >= 0)
@@ -103,13 +106,13 @@ def insert_step(
     order = order[torch.argsort(label[order], stable=True)]
     begin = torch.searchsorted(label[order], asked)
     end = torch.searchsorted(label[order], asked, right=True)
-    own = own_rows(queries, gallery).to(device)
+    own = torch.from_numpy(gallery.find(queries.ids)).to(home)
     parts = []
     block = max(1, BUDGET // (6 * width + 2))
     for start in range(0, len(neighbors), block):
         rows = slice(start, start + block)
         # `width` of a run are listed already and one is the query: twice as many cover the rest.
-        place = begin[rows, None] + torch.arange(2 * width + 1, device=device)
+        place = begin[rows, None] + torch.arange(2 * width + 1, device=home)
         found = order[place.clamp(max=len(order) - 1)]
         new = (place < end[rows, None]) & (found != own[rows, None])
         new &= ~_contains(neighbors.index[rows], found)
@@ -131,26 +134,25 @@ def _agreement(
     train: Embeddings | None,
     train_labels: torch.Tensor,
     voting: int,
+    device: torch.device | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Whether a neighbor's predicted label is the query's, and its cosine to train, `(Q, K)` each.
 
     Only the gallery images that are somebody's neighbor get a label.
     """
     check_rows(neighbors.index, len(gallery), "label re-ranking", "the gallery")
-    device, real = neighbors.index.device, neighbors.index >= 0
+    home, real = neighbors.index.device, neighbors.index >= 0
     used = torch.unique(neighbors.index[real])
-    rows = used.to(gallery.vectors.device)
-    some = gallery
-    if len(used) < len(gallery):
-        some = Embeddings(gallery.ids[used.cpu().numpy()], gallery.vectors[rows])
-    asked, _, _ = predict_labels(queries, train, train_labels, voting=voting)
-    found, _, nearest = predict_labels(some, train, train_labels, voting=voting)
-    label = torch.full((len(gallery) + 1,), -1, device=device)
-    label[used] = found.to(device)
-    cosine = torch.zeros(len(gallery) + 1, device=device)
-    cosine[used] = nearest.to(device)
+    asked, _, _ = predict_labels(queries, train, train_labels, voting=voting, device=device)
+    found, _, nearest = predict_labels(
+        gallery, train, train_labels, voting=voting, rows=used, device=device
+    )
+    label = torch.full((len(gallery) + 1,), -1, device=home)
+    label[used] = found.to(home)
+    cosine = torch.zeros(len(gallery) + 1, device=home)
+    cosine[used] = nearest.to(home)
     label = label[neighbors.index]
-    equal = (asked.to(device)[:, None] == label) & (label >= 0) & real
+    equal = (asked.to(home)[:, None] == label) & (label >= 0) & real
     return equal, cosine[neighbors.index]
 
 

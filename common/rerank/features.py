@@ -28,9 +28,10 @@ class LocalFeatures:
     """Keypoints of one image.
 
     Attributes:
-        points: `(N, 2)` float32, x and y in pixels of the (resized) image. descriptors: `(N, D)`,
-        uint8 as SIFT counts them, else float16 unit rows: what a cache holds. size: width and
-        height of that image.
+        points: `(N, 2)` float32, x and y in pixels of the (resized) image.
+        descriptors: `(N, D)`, uint8 as SIFT counts them, else float16 unit rows: what a cache
+            holds.
+        size: width and height of that image.
     """
 
     points: np.ndarray

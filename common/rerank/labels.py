@@ -42,7 +42,7 @@ def vote(
         power: exponent of the similarity. Negative similarities count as 0, except with power 1,
             where they are added as they are (scores after `gallery_penalty` may be negative).
         class_power: exponent of the class cosine; 0 leaves the head out.
-        floor: smallest class cosine, so that one bad centre does not erase a vote.
+        floor: smallest class cosine: an even power would turn a negative one into support.
         reduce: `sum` of a class's votes or their `max`.
 
     Raises:

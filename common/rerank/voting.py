@@ -6,13 +6,15 @@ several models); `group` turns it into `Neighbors` that name it once.
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Iterator
+
 import torch
 
 from common.retrieval.search import search
 from common.types import Embeddings, Neighbors
 
 BUDGET = 1 << 25  # float32 elements of one block: 128 MiB, whatever the number of queries
+IMAGES = 1 << 17  # embeddings copied at once: 256 MiB of 512 floats
 
 
 def group(index: torch.Tensor, score: torch.Tensor, *, reduce: str = "sum") -> Neighbors:
@@ -58,6 +60,16 @@ def stack(parts: list[Neighbors], like: Neighbors) -> Neighbors:
     return Neighbors(torch.cat([p.index for p in parts]), torch.cat([p.score for p in parts]))
 
 
+def blocks(images: Embeddings, rows: torch.Tensor | None) -> Iterator[Embeddings]:
+    """The images of `rows`, some at a time: all at once could be a second gallery; None: as is."""
+    if rows is None:
+        yield images
+        return
+    for part in torch.split(rows, IMAGES):
+        some = part.to(images.vectors.device)
+        yield Embeddings(images.ids[part.cpu().numpy()], images.vectors[some])
+
+
 def check_rows(index: torch.Tensor, size: int, step: str, what: str) -> None:
     """Raise ValueError when `index` names a row that `what`, of `size` rows, does not have."""
     highest = int(index.max()) if index.numel() else -1
@@ -81,14 +93,20 @@ def voters(
 
 
 def predict_labels(
-    images: Embeddings, train: Embeddings | None, train_labels: torch.Tensor, *, voting: int = 3
+    images: Embeddings,
+    train: Embeddings | None,
+    train_labels: torch.Tensor,
+    *,
+    voting: int = 3,
+    rows: torch.Tensor | None = None,
+    device: torch.device | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Label, confidence and nearest cosine of each image by its `voting` nearest train images.
 
     The label with the largest summed similarity wins, the lower one at a tie; confidence is that
     sum / voting; the cosine is to the nearest train image of that label. `(N,)` each. Origin:
     landmark retrieval 2019 1st place (arXiv 1906.04087). An image of train does not vote for
-    itself; nobody's vote is label -1.
+    itself; nobody's vote is label -1. With `rows`, of these images only; `device` searches.
 
     Raises:
         ValueError: `train` is None, empty, or has no label.
@@ -104,20 +122,14 @@ def predict_labels(
         known = torch.nonzero(train_labels >= 0)[:, 0].cpu()
         train = Embeddings(train.ids[known.numpy()], train.vectors[known.to(train.vectors.device)])
         train_labels = train_labels[known.to(train_labels.device)]
-    near = search(images, train, min(voting, len(train)), exclude_self=True)
+    parts = [
+        search(part, train, min(voting, len(train)), exclude_self=True, device=device)
+        for part in blocks(images, rows)
+    ]
+    near = stack(parts, parts[0])
     labels, scores = voters(
         near.index, near.score, train_labels.to(near.index.device), near.index.shape[1]
     )
     winner = group(labels, scores).top(1)
     cosine = torch.where(labels == winner.index, scores, -torch.inf).amax(1)
     return winner.index[:, 0], winner.score[:, 0] / voting, cosine
-
-
-def own_rows(queries: Embeddings, gallery: Embeddings) -> torch.Tensor:
-    """The gallery row with the id of each query, `(Q,)` int64, -1 where there is none."""
-    if not len(gallery):
-        return torch.full((len(queries),), -1, dtype=torch.int64)
-    order = np.argsort(gallery.ids, kind="stable")
-    place = np.searchsorted(gallery.ids, queries.ids, sorter=order)
-    found = order[np.minimum(place, len(order) - 1)]
-    return torch.from_numpy(np.where(gallery.ids[found] == queries.ids, found, -1).astype(np.int64))

@@ -142,10 +142,12 @@ def command(doc: str, arguments: list[str]) -> Config:
 
 def of_run(doc: str, arguments: list[str]) -> Config:
     """The config of infer.py: that of the run it reads, changed by `arguments`."""
-    run = next((word[4:] for word in arguments if word.startswith("run=")), str(RUNS / "baseline"))
+    words = [word.lstrip("-") for word in arguments]
+    named = [word.removeprefix("run=") for word in words if word.startswith("run=")]
+    run = named[-1] if named else str(RUNS / "baseline")
     stored = Path(run) / "config.yaml"
     wanted = not {"-h", "--help"} & set(arguments)
-    if wanted and not (Path(run) / "weights.safetensors").is_file():
+    if wanted and not (stored.is_file() and (Path(run) / "weights.safetensors").is_file()):
         raise config.ConfigError(
             f"{run} is no trained run: python {SCRIPT}/train.py out={run}, or name another run="
         )
@@ -157,7 +159,20 @@ def of_run(doc: str, arguments: list[str]) -> Config:
         steps=steps_help(),
         stored=stored if stored.is_file() else None,
     )
-    own = any(word.lstrip("-").startswith("out=") for word in arguments)
+    trained = config.load(Config, BASE, stored=stored)
+    for section in ("model", "loss"):
+        if getattr(settings, section) != getattr(trained, section):
+            raise config.ConfigError(
+                f"{run} was trained with another {section}: its weights fit no other, leave it out"
+            )
+    for key in ("fold", "folds", "unseen"):
+        here, there = getattr(settings.data, key), getattr(trained.data, key)
+        if here != there and settings.data.fold >= 0:
+            raise config.ConfigError(
+                f"{run} was trained with data.{key}={there}: with {here} it would be scored on "
+                "images it has seen; leave it out, or set data.fold=-1 to score nothing"
+            )
+    own = any(word.startswith("out=") for word in words)
     return replace(check(settings), run=run, out=settings.out if own else None)
 
 

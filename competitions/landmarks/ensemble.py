@@ -16,6 +16,7 @@ if not __package__:  # run by path: the folder's own name, so that a copied fold
     __import__(__package__)
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -29,8 +30,8 @@ from common.types import Embeddings, Neighbors
 
 from .config import Config, of_ensemble
 from .data import Landmarks, read
-from .ranking import Held, Question, Vectors, apply, held_question, score, test_question
-from .results import finish, load_vectors, start_run, tasks
+from .ranking import Held, Question, Vectors, apply, held_question, reads, score, test_question
+from .results import finish, load_vectors, outputs, start_run
 
 # Minutes per call, and the same for every weight: left out while weights are searched.
 SLOW = ("local",)
@@ -39,13 +40,15 @@ SLOW = ("local",)
 def main(arguments: list[str]) -> dict[str, float]:
     """Scores of the ensemble; submissions and report are in its folder."""
     config, members = of_ensemble(__doc__ or "", arguments)
-    folder = Path(str(config.out))
+    out = Path(str(config.out))
+    folder = out.with_suffix("") if out.suffix == ".csv" else out
     data = read(config.data)
     held = Held.of(data, config)
+    paths = outputs(config, data, folder)
     say(data.describe())
     vectors = [load_vectors(Path(run), data) for run in config.runs]
     join = Join(config, members, vectors, data, held)
-    weights = {task: join.weights(task) for task in tasks(config, data)}
+    weights = {task: join.weights(task) for task in paths}
     for task, found in weights.items():
         shares = ", ".join(
             f"{Path(r).name} {w:.2f}" for r, w in zip(config.runs, found, strict=True)
@@ -56,8 +59,7 @@ def main(arguments: list[str]) -> dict[str, float]:
         return join.answer(task, weights[task], held if validation else None)
 
     run = start_run(config, folder, data, "ensemble")
-    scores = finish(config, data, held, answer, folder, run)
-    return scores
+    return finish(paths, data, held, answer, folder, run, joined=config.runs)
 
 
 class Join:
@@ -86,32 +88,49 @@ class Join:
         if held is None:
             say("nothing is held out (data.fold=-1): equal weights")
             return [1 / len(self.vectors)] * len(self.vectors)
+        used = [step for chosen in self._steps(task) for step in chosen]
+        vectors = self.vectors
+        if not (self.config.ensemble.whiten or reads(used, "train")):
+            vectors = [compared(v, held) for v in vectors]
 
         def value(weights: Sequence[float]) -> float:
-            return score(task, *self.answer(task, weights, held, slow=False))
+            return score(task, *self.answer(task, weights, held, slow=False, vectors=vectors))
 
         found, best = weigh.search_weights(
-            value, len(self.vectors), steps=self.config.ensemble.steps, seed=self.config.seed
+            value, len(vectors), steps=self.config.ensemble.steps, seed=self.config.seed
         )
-        say(f"{task}: best {best:.4f} on held-out images, without {' and '.join(SLOW)}")
+        left_out = sorted({step["name"] for step in used} & set(SLOW))
+        without = f", without {' and '.join(left_out)}" if left_out else ""
+        say(f"{task}: best {best:.4f} on held-out images{without}")
         return list(found)
 
     def answer(
-        self, task: str, weights: Sequence[float], held: Held | None, *, slow: bool = True
+        self,
+        task: str,
+        weights: Sequence[float],
+        held: Held | None,
+        *,
+        slow: bool = True,
+        vectors: Sequence[Vectors] = (),
     ) -> tuple[Question, Neighbors]:
-        """The question and the joined answer."""
+        """The question and the joined answer, of `vectors` where these are enough."""
+        vectors, steps = vectors or self.vectors, self._steps(task)
         if self.config.ensemble.by == "embeddings":
-            joined = self._joined(weights)
-            return self._one(task, joined, getattr(self.config, task), held, slow)
+            return self._one(task, self._joined(vectors, weights), steps[0], held, slow)
         key = (task, held is None, slow)
         if key not in self.answers:  # the runs' own answers do not depend on the weights
             self.answers[key] = [
-                self._one(task, vectors, getattr(member, task), held, slow)
-                for vectors, member in zip(self.vectors, self.members, strict=True)
+                self._one(task, own, chosen, held, slow)
+                for own, chosen in zip(vectors, steps, strict=True)
             ]
         parts = self.answers[key]
         mix = blend.blend_scores if self.config.ensemble.by == "scores" else blend.blend_ranks
         return parts[0][0], mix([found for _, found in parts], list(weights))
+
+    def _steps(self, task: str) -> list[list[Step]]:
+        """The ensemble's own steps for joined embeddings, else those of each run."""
+        by_embeddings = self.config.ensemble.by == "embeddings"
+        return [getattr(c, task) for c in ([self.config] if by_embeddings else self.members)]
 
     def _one(
         self, task: str, vectors: Vectors, steps: list[Step], held: Held | None, slow: bool
@@ -124,10 +143,10 @@ class Join:
             steps, asked, vectors, self.data, held, cache=self.cache, device=self.device
         )
 
-    def _joined(self, weights: Sequence[float]) -> Vectors:
+    def _joined(self, vectors: Sequence[Vectors], weights: Sequence[float]) -> Vectors:
         """All runs' embeddings side by side: the cosine is the weighted mean of theirs."""
         keep = [i for i, weight in enumerate(weights) if weight > 0]
-        chosen = [self.vectors[i] for i in keep]
+        chosen = [vectors[i] for i in keep]
         shares = [weights[i] for i in keep]
 
         def side_by_side(name: str) -> Embeddings | None:
@@ -144,9 +163,16 @@ class Join:
         whitening = Whitening(self.config.ensemble.whiten).fit(train.vectors)
 
         def whitened(part: Embeddings | None) -> Embeddings | None:
-            return part and Embeddings(part.ids, whitening.transform(part.vectors), part.card)
+            return None if part is None else whitening.transform(part)
 
         return Vectors(whitened(train), whitened(test), whitened(index), whitened(negatives), None)
+
+
+def compared(vectors: Vectors, held: Held) -> Vectors:
+    """Only what validation looks at: joining all embeddings for each weight would take hours."""
+    ids = held.table.ids[held.split.queries | held.split.gallery]
+    none = vectors.test.select(ids[:0])
+    return replace(vectors, train=vectors.train.select(ids), test=none, index=None)
 
 
 def _centers(vectors: Sequence[Vectors], shares: Sequence[float]) -> torch.Tensor | None:

@@ -15,7 +15,6 @@ if not __package__:  # run by path: the folder's own name, so that a copied fold
     __package__ = f"competitions.{here.name}"
     __import__(__package__)
 
-import numpy as np
 import torch
 
 from common.data import augment
@@ -30,7 +29,7 @@ from common.types import Embeddings, Neighbors, Table, decode_strings
 from .config import Config, criterion_of, of_run
 from .data import Landmarks, read
 from .ranking import Held, Question, Vectors, apply, held_question, test_question
-from .results import finish, save_centers, start_run
+from .results import align, finish, outputs, save_centers, start_run
 
 
 def main(arguments: list[str]) -> dict[str, float]:
@@ -39,6 +38,7 @@ def main(arguments: list[str]) -> dict[str, float]:
     folder = Path(str(config.run))
     data = read(config.data)
     held = Held.of(data, config)
+    paths = outputs(config, data, folder)
     device = this_device()
     with distributed.processes():
         say(data.describe())
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> dict[str, float]:
             cache = folder.parent / "cache"
             return asked, apply(steps, asked, vectors, data, inner, cache=cache, device=device)
 
-        scores = finish(config, data, held, answer, folder, run)
+        scores = finish(paths, data, held, answer, folder, run)
     return scores
 
 
@@ -77,7 +77,7 @@ def embed(config: Config, data: Landmarks, folder: Path, device: torch.device) -
         path = folder / "embeddings" / f"{name}.safetensors"
         found = extract(model, table, path, view, transform, device, card=card)
         if lost := found.card["unreadable"]:
-            first = os.fsdecode(table.paths[int((found.vectors == 0).all(1).nonzero()[0])])
+            first = os.fsdecode(table.paths[int((~found.vectors.any(1)).nonzero()[0])])
             say(
                 f"warning: {lost} of {len(table)} {name} images cannot be read, the first is "
                 f"{first}: they match nothing and keep their rows."
@@ -96,16 +96,6 @@ def embed(config: Config, data: Landmarks, folder: Path, device: torch.device) -
     )
     save_centers(vectors, data, folder)
     return vectors
-
-
-def align(centers: torch.Tensor, known: np.ndarray, classes: np.ndarray) -> torch.Tensor:
-    """Centres `(C, K, D)` in the order of `classes`; zeros for classes that training did not have.
-
-    The gallery at inference may differ from the training set: a hidden rerun, or a larger one.
-    """
-    place = np.minimum(np.searchsorted(known, classes), len(known) - 1)
-    found = torch.from_numpy(known[place] == classes)
-    return torch.where(found[:, None, None], centers[torch.from_numpy(place)], 0.0)
 
 
 if __name__ == "__main__":

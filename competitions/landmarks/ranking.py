@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class Held:
         settings = config.data
         if settings.fold < 0:
             return None
-        table = data.train.take(np.arange(data.clean))
+        table = data.train.take(slice(data.clean))
         roles = split(
             table.labels,
             fold=settings.fold,
@@ -59,8 +60,8 @@ class Held:
             max_gallery=settings.max_gallery,
         )
         known = data.negatives
-        even = None if known is None else known.take(np.arange(0, len(known), 2))
-        odd = None if known is None else known.take(np.arange(1, len(known), 2))
+        even = None if known is None else known.take(slice(0, None, 2))
+        odd = None if known is None or len(known) < 2 else known.take(slice(1, None, 2))
         return cls(table, roles, even, odd)
 
     def trainable(self, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -124,10 +125,8 @@ def test_question(task: str, vectors: Vectors, data: Landmarks) -> Question:
     if task == "recognition":
         labels = torch.from_numpy(data.train.labels)
         return Question(queries, vectors.train, labels, vectors.negatives, paths, data.train.paths)
-    if vectors.index is None or data.index is None:
-        raise ValueError(
-            f"No index images under {data.root}: retrieval needs them, set task=recognition."
-        )
+    assert vectors.index is not None, "results.outputs looks first"
+    assert data.index is not None
     labels = torch.full((len(vectors.index),), -1)
     return Question(queries, vectors.index, labels, vectors.negatives, paths, data.index.paths)
 
@@ -182,15 +181,16 @@ def apply(
     rows = np.arange(len(data.train))
     if held is not None:
         rows = held.trainable(rows, data.train.labels)
-    whole = len(rows) == len(data.train)
+    # Less the held-out images it is a copy of the largest table: made for steps that read it.
+    train = vectors.train.select(data.train.ids[rows]) if reads(steps, "train") else None
     state: dict[str, Any] = {
         "queries": question.queries,
         "gallery": question.gallery,
         "gallery_labels": question.gallery_labels,
         "negatives": question.negatives,
         "centers": vectors.centers,
-        "train": vectors.train if whole else vectors.train.select(data.train.ids[rows]),
-        "train_labels": torch.from_numpy(data.train.labels if whole else data.train.labels[rows]),
+        "train": train,
+        "train_labels": torch.from_numpy(data.train.labels[rows]),
         "query_paths": question.query_paths,
         "gallery_paths": question.gallery_paths,
         "cache": cache,
@@ -198,6 +198,11 @@ def apply(
     }
     neighbors: Neighbors = chain(steps, STEPS, STATE, "steps")(state)["neighbors"]
     return neighbors
+
+
+def reads(steps: list[Step], name: str) -> bool:
+    """Whether one of the steps takes `name` from the state."""
+    return any(name in signature(STEPS[step["name"]]).parameters for step in steps)
 
 
 def score(task: str, question: Question, found: Neighbors) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from common.engine import distributed
 from common.engine.checkpoint import load_tree, save_tree
@@ -19,7 +20,7 @@ from common.report.page import write_report
 from common.retrieval.search import search
 from common.submission import check, write
 from common.track import Run
-from common.types import Embeddings, Neighbors, Table, encode_strings
+from common.types import Embeddings, Neighbors, Table, decode_strings, encode_strings
 
 from .config import BASE, Config
 from .data import Landmarks
@@ -67,38 +68,74 @@ def load_vectors(folder: Path, data: Landmarks) -> Vectors:
     train, test = of("train", data.train), of("test", data.test)
     assert train is not None
     assert test is not None
-    path = folder / "embeddings" / "centers.safetensors"
-    centers = load_tree(path)["centers"] if path.is_file() else None
+    path, centers = folder / "embeddings" / "centers.safetensors", None
+    if path.is_file():
+        tree = load_tree(path)
+        centers = align(tree["centers"], decode_strings(tree["classes"]), data.classes)
     return Vectors(
         train, test, of("index", data.index), of("non_landmark", data.negatives), centers
     )
 
 
-def tasks(config: Config, data: Landmarks) -> list[str]:
-    """The tasks that are asked for and that the data folder can answer."""
-    if config.task != "both":
-        return [config.task]
-    return ["recognition", "retrieval"] if data.index is not None else ["recognition"]
+def align(centers: torch.Tensor, known: np.ndarray, classes: np.ndarray) -> torch.Tensor:
+    """Centres `(C, K, D)` in the order of `classes`; zeros for classes that training did not have.
+
+    The gallery at inference may differ from the training set: a hidden rerun, or a larger one.
+    """
+    if np.array_equal(known, classes):
+        return centers
+    place = np.minimum(np.searchsorted(known, classes), len(known) - 1)
+    found = torch.from_numpy(known[place] == classes)
+    return torch.where(found[:, None, None], centers[torch.from_numpy(place)], 0.0)
+
+
+def outputs(config: Config, data: Landmarks, folder: Path) -> dict[str, Path]:
+    """The submission of each task, for a check before long work: `out`, or files in it or `folder`.
+
+    Raises:
+        ValueError: retrieval without index images, or one file for two submissions.
+    """
+    tasks = [config.task]
+    if config.task == "both":
+        tasks = ["recognition", "retrieval"] if data.index is not None else ["recognition"]
+    if "retrieval" in tasks and data.index is None:
+        raise ValueError(
+            f"No index images under {data.root}: retrieval needs them, set task=recognition."
+        )
+    if config.out and config.out.endswith(".csv"):
+        if len(tasks) > 1:
+            raise ValueError(
+                f"out={config.out} is one file, but there are two submissions: give a folder, or "
+                "set task=recognition or task=retrieval."
+            )
+        return {tasks[0]: Path(config.out)}
+    return {task: Path(config.out or folder) / f"submission_{task}.csv" for task in tasks}
 
 
 def finish(
-    config: Config, data: Landmarks, held: Held | None, answer: Answer, folder: Path, run: Run
+    paths: dict[str, Path],
+    data: Landmarks,
+    held: Held | None,
+    answer: Answer,
+    folder: Path,
+    run: Run,
+    joined: Sequence[str] = (),
 ) -> dict[str, float]:
     """Write and check the submissions, score what can be scored, and write the report.
 
     Args:
-        config: tells tasks and output.
+        paths: the submission of each task, from `outputs`.
         data: tables and samples.
         held: what is held out, or None.
         answer: maps (task, whether held-out) to the question and its final neighbors.
         folder: the run or ensemble folder.
         run: where scores and tables are logged; it is finished here.
+        joined: run folders of an ensemble, whose scores are shown above its own.
     """
     scores: dict[str, float] = {}
     analysis = Analysis()
-    for task in tasks(config, data):
+    for task, path in paths.items():
         metric, name = METRICS[task]
-        path = output(config, task, folder)
         question, found = answer(task, False)
         submit(task, question, found, data, path)
         solution = data.solution(task)
@@ -111,24 +148,12 @@ def finish(
             part(asked, known, data, held, analysis, run)
         say(f"{task}: {path} passes the check" + _scores(scores, metric, name))
     run.summary(**scores)
-    analysis.scores = score_rows(folder, scores, [Path(joined) for joined in config.runs])
+    analysis.scores = score_rows(folder, scores, [Path(other) for other in joined])
     save_analysis(folder, analysis)
     page = write_report(folder)
     sync = run.finish()
     say(f"{table(analysis.scores)}\nreport: {page}" + (f"\nto W&B: {sync}" if sync else ""))
     return scores
-
-
-def output(config: Config, task: str, folder: Path) -> Path:
-    """Where a submission goes: `out` for one task, else a file per task in `out` or the folder."""
-    if config.out and config.task != "both" and config.out.endswith(".csv"):
-        return Path(config.out)
-    if config.out and config.out.endswith(".csv"):
-        raise ValueError(
-            f"out={config.out} is one file, but there are two submissions: give a folder, or set "
-            "task=recognition or task=retrieval."
-        )
-    return Path(config.out or folder) / f"submission_{task}.csv"
 
 
 def submit(task: str, question: Question, found: Neighbors, data: Landmarks, path: Path) -> None:

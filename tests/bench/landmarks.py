@@ -142,16 +142,14 @@ def main() -> None:
             f"seed {seed}: {minutes:.1f} minutes", {k: v[-1] for k, v in rows.items()}, flush=True
         )
     print(f"\n{statistics.mean(spent):.1f} minutes of training, seeds {', '.join(seeds)}")
-    print(
-        f"| {'':<24}| GAP           | mAP@100       |\n|{'-' * 25}|---------------|---------------|"
-    )
+    print(f"| {'':<24}| {'GAP':<16}| {'mAP@100':<16}|\n|{'-' * 25}|{'-' * 17}|{'-' * 17}|")
     for name, found in rows.items():
         cells = []
         for metric in ("GAP", "mAP@100"):
             values = np.array([f[metric] for f in found])
             spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
             cells.append(f"{values.mean():.4f}{spread}")
-        print(f"| {name:<24}| " + " | ".join(f"{c:<14}" for c in cells) + "|")
+        print(f"| {name:<24}| " + " | ".join(f"{c:<15}" for c in cells) + "|")
     print(f"{machine()['cpu']}, {machine()['cores']} cores, torch {torch.__version__}")
 
 
