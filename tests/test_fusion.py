@@ -76,10 +76,15 @@ def test_every_parameter_learns_also_from_a_pixel():
 
 
 def test_attention_is_positive_and_features_have_its_length():
-    branch = LocalBranch(5, 8, dilations=[3, 6, 9]).eval()
+    torch.manual_seed(0)
+    branch = LocalBranch(5, 32, dilations=[3, 6, 9]).eval()
+    seen = []
+    branch.attention.register_forward_hook(lambda module, inputs, output: seen.append(output))
     local = branch(random(2, 5, 10, 12))
-    assert local.shape == (2, 8, 10, 12)
-    assert (local.norm(dim=1) > 0).all()
+    assert local.shape == (2, 32, 10, 12)
+    length = torch.nn.functional.softplus(seen[0])[:, 0]
+    assert (length > 0).all()
+    assert torch.allclose(local.norm(dim=1), length, atol=1e-6)
 
 
 def test_dilation_reaches_its_distance():
