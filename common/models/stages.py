@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+import timm
 import torch
 from timm.models import group_parameters
 from torch import nn
@@ -19,6 +20,11 @@ class Stages:
     """
 
     def __init__(self, backbone: nn.Module, stages: Sequence[int]) -> None:
+        if not hasattr(backbone, "forward_intermediates"):
+            raise ValueError(
+                f"{type(backbone).__name__} gives no feature maps in timm {timm.__version__}: "
+                "choose another model.backbone, or install a newer timm."
+            )
         count = len(backbone.feature_info)  # type: ignore[arg-type]
         self.stages = sorted({stage % count for stage in stages})
         wrong = [stage for stage in stages if not -count <= stage < count]
@@ -43,7 +49,8 @@ class Stages:
         images = torch.empty(1, 3, side, side, device="meta")
         try:
             maps, token = self(shadow, images)
-        except AssertionError:  # a few nets (Hiera) cannot normalise their maps
+        except (AssertionError, RuntimeError):
+            # A few nets (Hiera; in timm 1.0.26 a Swin without its last stages) cannot normalise.
             self.norm = False
             maps, token = self(shadow, images)
         outputs = [m.sum() for m in maps]
@@ -63,10 +70,17 @@ class Stages:
         self, backbone: nn.Module, images: torch.Tensor
     ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
         """Maps in the order of the net, and the `(B, D)` class token where there is one."""
-        final, maps = backbone.forward_intermediates(  # type: ignore[operator]
-            images, indices=self.stages, norm=self.norm, output_fmt="NCHW"
+        found = backbone.forward_intermediates(  # type: ignore[operator]
+            images,
+            indices=self.stages,
+            norm=self.norm,
+            output_fmt="NCHW",
+            intermediates_only=not self.complete,
         )
-        if not self.complete or not isinstance(final, torch.Tensor):
+        if not self.complete:
+            return found, None
+        final, maps = found
+        if not isinstance(final, torch.Tensor):
             return maps, None
         if final.ndim == 4 and final.shape[1] == backbone.num_features:
             maps[-1] = final
