@@ -90,22 +90,14 @@ def chain(
 
     A step maps its first argument: its result replaces that entry of the state, a tuple replaces
     as many leading arguments, and `Neighbors` always become `neighbors`. The given state stays.
-    `{name: ..., when: negatives}` runs only where the state's `negatives` is not None.
 
     Raises:
         ConfigError: at once, for a step that is unknown, badly set, or needs what nothing makes,
             and when no step makes neighbors.
     """
-    conditions = [step.get("when") if isinstance(step, Mapping) else None for step in steps]
-    bound = []
-    for i, step in enumerate(steps):
-        rest = {k: v for k, v in step.items() if k != "when"} if conditions[i] else step
-        bound.append(bind(rest, known, f"{where}[{i}]"))
+    bound = [bind(step, known, f"{where}[{i}]") for i, step in enumerate(steps)]
     made = set(available)
     for i, call in enumerate(bound):
-        if conditions[i] is not None and conditions[i] not in available:
-            near = suggestion(str(conditions[i]), sorted(available)) or "."
-            raise ConfigError(f"{where}[{i}]: no {conditions[i]!r} to wait for{near}")
         target = call.step  # type: ignore[attr-defined]
         for name in _parameters(target, wanted=False):
             if name not in made:
@@ -113,16 +105,14 @@ def chain(
                     f"{where}[{i}]: {call.__name__} needs {name}, which nothing before it makes; "
                     f"available: {', '.join(sorted(made))}"
                 )
-        if conditions[i] is None and get_type_hints(target).get("return") is Neighbors:
+        if get_type_hints(target).get("return") is Neighbors:
             made.add("neighbors")
     if "neighbors" not in made:
         raise ConfigError(f"{where}: ends without neighbors, add for example {{name: knn, k: 100}}")
 
     def run(state: Mapping[str, Any]) -> dict[str, Any]:
         current = dict(state)
-        for call, condition in zip(bound, conditions, strict=True):
-            if condition is not None and current.get(condition) is None:
-                continue
+        for call in bound:
             result = call(current)
             if isinstance(result, Neighbors):
                 current["neighbors"] = result

@@ -10,6 +10,7 @@ import yaml
 
 from common.config import ConfigError, keys, load, save
 from competitions.landmarks.config import BASE, Config, check, command, of_ensemble, of_run
+from competitions.landmarks.ranking import check_penalties
 from competitions.landmarks.results import align, outputs
 
 EXPERIMENTS = sorted((BASE.parent / "experiments").glob("*.yaml"))
@@ -133,3 +134,11 @@ def test_infer_and_ensemble_name_the_run_they_miss(tmp_path):
         of_ensemble("", [])
     with pytest.raises(ConfigError, match="is no trained run"):
         of_ensemble("", [f"runs=[{tmp_path}]"])
+
+
+def test_penalties_without_known_non_landmarks_are_refused_before_any_work():
+    config = Config(recognition=[{"name": "knn"}, {"name": "query_penalty", "top": 3}])
+    check_penalties(config, SimpleNamespace(negatives=object()))
+    with pytest.raises(ConfigError, match=r"recognition: query_penalty .* set data.non_landmark"):
+        check_penalties(config, SimpleNamespace(negatives=None))
+    check_penalties(Config(recognition=[{"name": "knn"}]), SimpleNamespace(negatives=None))

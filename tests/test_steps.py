@@ -123,15 +123,3 @@ def test_help_lists_settings_and_first_lines():
 def test_a_chain_must_make_neighbors():
     with pytest.raises(ConfigError, match="search: ends without neighbors"):
         chain([{"name": "alpha_qe"}], KNOWN, {"queries", "gallery"}, "search")
-
-
-def test_a_step_may_wait_for_an_entry_of_the_state():
-    steps = [{"name": "alpha_qe", "k": 1, "alpha": 1, "when": "labels"}, {"name": "knn"}]
-    state = {"queries": 1.0, "gallery": 10.0, "labels": None}
-    run = chain(steps, KNOWN, set(state), "search")
-    assert run(state)["queries"] == 1.0
-    assert run({**state, "labels": 3})["queries"] == 11.0
-    with pytest.raises(ConfigError, match="ends without neighbors"):
-        chain([{"name": "knn", "when": "labels"}], KNOWN, set(state), "search")
-    with pytest.raises(ConfigError, match="no 'label' to wait for; did you mean 'labels'"):
-        chain([{"name": "alpha_qe", "when": "label"}], KNOWN, set(state), "search")

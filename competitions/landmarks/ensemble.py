@@ -30,7 +30,17 @@ from common.types import Embeddings, Neighbors
 
 from .config import Config, of_ensemble
 from .data import Landmarks, read
-from .ranking import Held, Question, Vectors, apply, held_question, reads, score, test_question
+from .ranking import (
+    Held,
+    Question,
+    Vectors,
+    apply,
+    check_penalties,
+    held_question,
+    reads,
+    score,
+    test_question,
+)
 from .results import finish, load_vectors, outputs, start_run
 
 # Minutes per call, and the same for every weight: left out while weights are searched.
@@ -45,6 +55,7 @@ def main(arguments: list[str]) -> dict[str, float]:
     data = read(config.data)
     held = Held.of(data, config)
     paths = outputs(config, data, folder)
+    check_penalties(config, data)
     say(data.describe())
     vectors = [load_vectors(Path(run), data) for run in config.runs]
     join = Join(config, members, vectors, data, held)

@@ -28,7 +28,7 @@ from common.types import Embeddings, Neighbors, Table, decode_strings
 
 from .config import Config, criterion_of, of_run
 from .data import Landmarks, read
-from .ranking import Held, Question, Vectors, apply, held_question, test_question
+from .ranking import Held, Question, Vectors, apply, check_penalties, held_question, test_question
 from .results import align, finish, outputs, save_centers, start_run
 
 
@@ -39,6 +39,7 @@ def main(arguments: list[str]) -> dict[str, float]:
     data = read(config.data)
     held = Held.of(data, config)
     paths = outputs(config, data, folder)
+    check_penalties(config, data)
     device = this_device()
     with distributed.processes():
         say(data.describe())

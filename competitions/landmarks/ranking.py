@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from common.config import ConfigError
 from common.data import augment
 from common.data.folds import Split, split
 from common.engine.extract import ViewConfig, embed_table
@@ -116,6 +117,17 @@ class Question:
     gallery_paths: np.ndarray
     truth: np.ndarray | None = None
     relevant: np.ndarray | None = None
+
+
+def check_penalties(config: Config, data: Landmarks) -> None:
+    """Raise before any work where a step compares with known non-landmarks and there are none."""
+    for task in ("recognition", "retrieval"):
+        for step in getattr(config, task):
+            if data.negatives is None and str(step["name"]).endswith("_penalty"):
+                raise ConfigError(
+                    f"{task}: {step['name']} compares with known non-landmarks, and there are "
+                    "none: set data.non_landmark=PATH, or leave the step out."
+                )
 
 
 def test_question(task: str, vectors: Vectors, data: Landmarks) -> Question:

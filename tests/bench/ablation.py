@@ -20,18 +20,18 @@ from common.environment import machine
 
 OUT = Path("runs/bench_ablation")
 VOTE = "{name: vote, top: 3, power: 8.0}"
-PENALTY = "{name: query_penalty, top: 10, when: negatives}"
+SIFT = "{name: local, top: 10}"
+PENALTY = "{name: query_penalty, top: 10}"
 VARIANTS = [
     ("one 224 px view", "view={size: 224, scales: [1.0], flip: false}"),
     ("one 320 px view", "view={size: 320, scales: [1.0], flip: false}"),
+    ("no SIFT", f"recognition=[{{name: knn}}, {VOTE}]"),
+    ("nearest neighbor, no votes", f"recognition=[{{name: knn}}, {SIFT}, {{name: vote, top: 1}}]"),
+    ("votes less penalty C", f"recognition=[{{name: knn}}, {SIFT}, {VOTE}, {PENALTY}]"),
     (
-        "nearest neighbor, no votes",
-        f"recognition=[{{name: knn}}, {{name: vote, top: 1}}, {PENALTY}]",
-    ),
-    ("no non-landmark penalty", f"recognition=[{{name: knn}}, {VOTE}]"),
-    (
-        "votes after SIFT",
-        f"recognition=[{{name: knn}}, {{name: local, top: 20}}, {VOTE}, {PENALTY}]",
+        "penalties B and C",
+        f"recognition=[{{name: knn}}, {SIFT}, {{name: gallery_penalty, top: 5}}, "
+        f"{{name: vote, top: 3, power: 1.0}}, {PENALTY}]",
     ),
     ("no expansion", "retrieval=[{name: knn}]"),
     ("query expansion alone", "retrieval=[{name: alpha_qe, k: 5, alpha: 3.0}, {name: knn}]"),
