@@ -257,6 +257,22 @@ def test_two_processes_train(root, tmp_path):
     assert (tmp_path / "ddp" / "weights.safetensors").is_file()
 
 
+def test_losses_of_the_list_add_up_in_a_training(root, tmp_path):
+    pairs = "{name: contrastive}"
+    terms = "{name: arcface}, {name: triplet, weight: 0.3, miner: semi_hard_pair}"
+    text = run(
+        "train",
+        *TINY,
+        *PLAIN,
+        "train.sampler={name: pk, k: 8}",
+        f"loss=[{terms}, {{name: cross_batch_memory, loss: {pairs}, size: 64, start: 1}}]",
+        f"data.root={root}",
+        f"out={tmp_path}",
+    )
+    assert "epoch 2 " in text
+    assert (tmp_path / "weights.safetensors").is_file()
+
+
 @pytest.mark.parametrize("by", ["embeddings", "scores", "ranks"])
 def test_ensembles_join_runs(trained, root, tmp_path, by):
     whole, _ = trained

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from common.losses.classify import CosineSoftmax
 from common.losses.cross_entropy import Counts
+from common.losses.schedule import numbers, ramp_factor, read_ramp
 
 _FORMULAS = {  # the defaults are haqishen's and the paper's numbers
     "minmax_power": {"a": 0.45, "b": 0.05, "lambda": 0.25},
     "power": {"a": 0.5, "b": 0.05, "lambda": 0.25},
 }
-_CONSTANT = {"start": 1.0, "end": 1.0, "over": 1.0}
 
 
 class _MarginSoftmax(CosineSoftmax):
@@ -56,7 +56,7 @@ class _MarginSoftmax(CosineSoftmax):
             class_weights=class_weights,
             seed=seed,
         )
-        self.ramp = _ramp(ramp)
+        self.ramp = read_ramp(ramp)
         margins = None
         if isinstance(margin, Mapping):
             margins = _margins(margin, self._need_counts("margin"))
@@ -80,10 +80,7 @@ class _MarginSoftmax(CosineSoftmax):
         Raises:
             ValueError: progress outside [0, 1], such as an epoch number.
         """
-        if not 0 <= progress <= 1:
-            raise ValueError(f"progress is the part of training done, 0 to 1; got {progress}")
-        start, end, over = self.ramp["start"], self.ramp["end"], self.ramp["over"]
-        self.margin_factor.fill_(start + (end - start) * min(1.0, progress / over))
+        self.margin_factor.fill_(ramp_factor(self.ramp, progress))
 
     def _margin(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
         """The margin of each row now: (B,), or a scalar where all classes share it."""
@@ -191,34 +188,9 @@ def _margins(given: Mapping[str, Any], counts: Tensor) -> Tensor:
     if formula not in _FORMULAS:
         raise ValueError(f"no margin formula {formula!r}; known: {', '.join(_FORMULAS)}")
     constants = {name: value for name, value in given.items() if name != "formula"}
-    values = _numbers(constants, _FORMULAS[formula], f"margin formula {formula}")
+    values = numbers(constants, _FORMULAS[formula], f"margin formula {formula}")
     a, b, falling = values["a"], values["b"], counts ** -values["lambda"]
     if formula == "minmax_power":
         low, high = falling.aminmax()
         falling = (falling - low) / (high - low) if high > low else torch.full_like(falling, 0.5)
     return a * falling + b
-
-
-def _ramp(given: Mapping[str, Any] | None) -> dict[str, float]:
-    if given is None:
-        return _CONSTANT
-    ramp = _numbers(given, {**_CONSTANT, "start": 0.0}, "ramp")
-    if min(ramp["start"], ramp["end"]) < 0 or not 0 < ramp["over"] <= 1:
-        raise ValueError(f"ramp needs start >= 0, end >= 0 and over in (0, 1], got {dict(given)}")
-    return ramp
-
-
-def _numbers(
-    given: Mapping[str, Any], defaults: Mapping[str, float], what: str
-) -> dict[str, float]:
-    """Defaults with the given numbers in place."""
-    for name, value in given.items():
-        if name not in defaults:
-            raise ValueError(f"{what} has no {name!r}; it has: {', '.join(defaults)}")
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
-            raise ValueError(f"{what}: {name} must be a number, got {value!r}")
-    return {**defaults, **{name: float(value) for name, value in given.items()}}

@@ -10,10 +10,14 @@ import torch
 from torch import nn
 
 from common.config import ConfigError
-from common.losses import classify, margin
+from common.losses import classify, hyperbolic, magnet, margin, memory, pair, quadruplet, rank
+from common.losses import tuple as tuples
 from common.steps import Step, bind, catalog
 
-KNOWN = catalog(margin, classify)
+KNOWN = catalog(margin, classify, pair, quadruplet, tuples, rank, hyperbolic, magnet) | {
+    # The momentum queue is not here: its keys come from a second model, which no list can name.
+    "cross_batch_memory": memory.CrossBatchMemory
+}
 
 
 class Total(nn.Module):
