@@ -23,6 +23,8 @@ def entry(main: Callable[[list[str]], object]) -> None:
     keep_pages()
     try:
         main(sys.argv[1:])
+    except BrokenPipeError:  # `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as stop:
         print(f"interrupted: {stop or 'run the same command to go on'}", file=sys.stderr)
         raise SystemExit(130) from None

@@ -71,7 +71,7 @@ def changes(config: Mapping[str, Any], default: Any) -> dict[str, list[Any]]:
     if not default:
         return {}
     before, after = _flat(plain(tree(default))), _flat(config)
-    skipped = ("track.", "out", "data.root")
+    skipped = ("track.", "out", "run", "data.root")
     return {
         key: [before.get(key), after.get(key)]
         for key in dict.fromkeys([*before, *after])

@@ -139,7 +139,9 @@ class Embeddings:
                 vectors = file.get_tensor("vectors")
                 card = json.loads((file.metadata() or {}).get("card", "{}"))
         except FileNotFoundError:
-            raise FileNotFoundError(f"No embeddings at {path}: run infer.py first.") from None
+            raise FileNotFoundError(
+                f"No embeddings at {path}: first run infer.py run={Path(path).parents[1]}"
+            ) from None
         except Exception as error:
             raise ValueError(f"{path} is not an embeddings file ({error}): delete it.") from error
         return cls(ids, vectors, card)

@@ -160,7 +160,7 @@ def test_train_and_infer_leave_the_whole_run_folder(trained, root):
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
     summary = json.loads((folder / "summary.json").read_text())
     assert 0 <= summary["test/gap"] <= 1
-    assert 0 <= summary["valid/map100"] <= 1
+    assert 0 <= summary["held-out/map100"] <= 1
     assert "GAP (test)" in text
     assert "report:" in text
     assert not list(folder.rglob("*.pkl"))

@@ -1,5 +1,6 @@
 """Every experiment loads, is short, and names only what exists; every key has a comment."""
 
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import torch
 import yaml
 
 from common.config import ConfigError, keys, load, save
+from competitions.landmarks import config as landmarks_config
 from competitions.landmarks.config import BASE, Config, check, command, of_ensemble, of_run
 from competitions.landmarks.ranking import check_penalties
 from competitions.landmarks.results import align, outputs
@@ -92,6 +94,8 @@ def test_infer_reads_the_config_of_the_run_that_is_named_last(run):
     [
         ("model.neck=bn", "trained with another model"),
         ("loss.0.k=1", "trained with another loss"),
+        ("train.lr=3", "trained with another train, which infer.py cannot change"),
+        ("seed=9", "trained with another seed"),
         ("data.fold=1", "trained with data.fold=0: with 1 it would be scored on images it has"),
         ("data.unseen=0.5", r"data\.unseen=0\.1"),
     ],
@@ -142,3 +146,17 @@ def test_penalties_without_known_non_landmarks_are_refused_before_any_work():
     with pytest.raises(ConfigError, match=r"recognition: query_penalty .* set data.non_landmark"):
         check_penalties(config, SimpleNamespace(negatives=None))
     check_penalties(Config(recognition=[{"name": "knn"}]), SimpleNamespace(negatives=None))
+
+
+def test_every_key_of_the_schema_is_in_the_commented_config():
+    said = set(keys(yaml.safe_load(BASE.read_text())))
+    known = set(keys(asdict(Config())))
+    hidden = {key for key in known - said if not key.startswith("track.")}
+    assert hidden == set()
+
+
+def test_a_copied_folder_speaks_of_itself(monkeypatch):
+    monkeypatch.setattr(landmarks_config, "SCRIPT", "competitions/mine")
+    monkeypatch.setattr(landmarks_config, "RUNS", Path("runs/mine"))
+    said = landmarks_config.about("python competitions/landmarks/infer.py run=runs/landmarks/a")
+    assert said == "python competitions/mine/infer.py run=runs/mine/a"

@@ -242,9 +242,11 @@ def test_one_known_non_landmark_is_a_query_and_no_reference(held_out, root):
 
 
 @pytest.mark.parametrize("task", ["recognition", "retrieval"])
-def test_weights_are_searched_on_the_compared_embeddings_with_the_same_answer(held_out, task):
+def test_weights_are_searched_on_the_compared_embeddings_with_the_same_answer(
+    held_out, task, tmp_path
+):
     config, data, held, made = held_out
-    config.runs = ["a", "b"]
+    config.runs = [str(tmp_path / "a"), str(tmp_path / "b")]
     join = Join(config, [config, config], [made(), made()], data, held)
     few = [compared(vectors, held) for vectors in join.vectors]
     assert len(few[0].train) < len(data.train)

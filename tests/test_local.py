@@ -12,6 +12,7 @@ import torch
 
 from common.rerank import inliers as inliers_module
 from common.rerank import local as local_module
+from common.rerank.features import LocalFeatures
 from common.rerank.geometry import Settings
 from common.rerank.inliers import count_inliers
 from common.rerank.local import hook, load_hook, local
@@ -130,6 +131,7 @@ def test_a_killed_run_keeps_its_shards(task, tmp_path, monkeypatch):
 import os, numpy as np, torch
 from pathlib import Path
 from common.rerank import inliers
+from common.rerank.features import LocalFeatures
 from common.rerank.geometry import Settings
 from common.types import Neighbors
 inliers.IMAGES_PER_SHARD = 2
@@ -281,3 +283,19 @@ def test_only_steps_are_in_the_catalog():
     assert sorted(known) == ["hook", "local"]
     bind({"name": "local", "features": "sift", "top": 50, "cap": 70}, known)
     bind({"name": "hook", "function": "a.b:c", "arguments": {"x": 1}}, known)
+
+
+@pytest.mark.parametrize("counts", [(0,), (0, 0), (3, 0), (0, 2, 0)])
+def test_images_without_a_keypoint_are_read_back_empty(tmp_path, counts):
+    made = {
+        key: LocalFeatures(
+            np.full((n, 2), key, np.float32), np.full((n, 4), key, np.float32), (7, 5)
+        )
+        for key, n in enumerate(counts)
+    }
+    FeatureStore(tmp_path).append(list(made.items()))
+    store = FeatureStore(tmp_path)
+    for key, features in made.items():
+        found = store.get(key)
+        assert np.array_equal(found.points, features.points)
+        assert np.array_equal(found.descriptors, features.descriptors)

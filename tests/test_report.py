@@ -385,6 +385,15 @@ def test_plots_are_themed_svg(svg):
     assert "font-family" not in text
 
 
+def test_scores_over_many_decades_have_a_logarithmic_axis():
+    score = [0.001, 0.01, 0.02, 0.03, 0.5, 8.0, 290.0]
+    kind = ["wrong", "non-landmark", "non-landmark", "right", "right", "right", "right"]
+    wide = plots.score_histogram(score, kind)
+    assert ">100<" in wide
+    assert ">0.1<" in wide
+    assert ">100<" not in plots.score_histogram([s**0.1 for s in score], kind)
+
+
 def test_plots_draw_names_as_they_are():
     series = {"a$b$": ([1, 2], [1, 2]), "<b>&": ([1, 2], [2, 1]), "_c": ([1, 2], [2, 2])}
     text = plots.curves(series, y_label="x")

@@ -199,14 +199,12 @@ class CosineSoftmax(_Head):
             ValueError: embeddings or labels of another shape or type, a label outside [-1, C).
         """
         embeddings = self._inputs(embeddings, labels)
-        unit = unit_rows(embeddings)
-        found = class_cosines(unit, self.weight, labels, k=self.k, scale=self.scale)
-        own = self.scale * self._target(found.own, labels.clamp_min(0))
-        gap = found.others - own
+        own, others, rest = self._logits(embeddings, labels)
+        gap = others - own
         hard = torch.logaddexp(gap, torch.zeros_like(gap))
         # The margin is on the label's logit only: smoothing gives the others plain cosines.
-        mean = (self.scale * (found.total - found.own) + own) / self.num_classes
-        loss = mean_loss(
+        mean = (rest + own) / self.num_classes
+        return mean_loss(
             hard,
             hard + own - mean,
             labels,
@@ -214,8 +212,17 @@ class CosineSoftmax(_Head):
             focal_gamma=self.focal_gamma,
             class_weights=self.class_weights,
         )
+
+    def _logits(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B,) logit of the own class, logsumexp and sum of the other classes' logits."""
+        return self._scaled(unit_rows(embeddings), labels, self.scale)
+
+    def _scaled(self, unit: Tensor, labels: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+        """`_logits` of unit rows: cosines times the scale, with `_target` for the own class."""
+        found = class_cosines(unit, self.weight, labels, k=self.k, scale=scale)
         self._record(found, labels)
-        return loss
+        own = scale * self._target(found.own, labels.clamp_min(0))
+        return own, found.others, scale * (found.total - found.own)
 
     def _target(self, cosine: Tensor, labels: Tensor) -> Tensor:
         """(B,) what replaces the cosine to the own class, before scaling."""

@@ -10,11 +10,26 @@ import torch
 from torch import nn
 
 from common.config import ConfigError
-from common.losses import classify, hyperbolic, magnet, margin, memory, pair, quadruplet, rank
+from common.losses import (
+    adaptive,
+    centers,
+    classify,
+    hyperbolic,
+    magnet,
+    margin,
+    memory,
+    pair,
+    proxies,
+    quadruplet,
+    rank,
+    sigmoid,
+)
 from common.losses import tuple as tuples
 from common.steps import Step, bind, catalog
 
-KNOWN = catalog(margin, classify, pair, quadruplet, tuples, rank, hyperbolic, magnet) | {
+_HEADS = (margin, classify, adaptive, centers, proxies, sigmoid)
+_TUPLES = (pair, quadruplet, tuples, rank, hyperbolic, magnet)
+KNOWN = catalog(*_HEADS, *_TUPLES) | {
     # The momentum queue is not here: its keys come from a second model, which no list can name.
     "cross_batch_memory": memory.CrossBatchMemory
 }

@@ -158,6 +158,11 @@ def score_histogram(
     scores, kinds = np.asarray(score, float), np.asarray(kind, dtype=np.str_)
     figure, (upper, lower) = _figure(2, height=4.3, ratios=(1.25, 1))
     bins = np.linspace(scores.min(), scores.max() + 1e-9, 41)
+    middle = float(np.median(np.abs(scores)))
+    skewed = 0 < 20 * middle < np.abs(scores).max()
+    if skewed:  # powers of votes: linear up to the median, then logarithmic
+        low, high = np.arcsinh(bins[[0, -1]] / middle).tolist()
+        bins = middle * np.sinh(np.linspace(low, high, 41))
     present = [name for name in KINDS if (kinds == name).any()]
     upper.hist(
         [scores[kinds == name] for name in present], bins=bins, stacked=True, rwidth=0.92,
@@ -172,6 +177,12 @@ def score_histogram(
         lower.plot(threshold[few], line[few], color=COLORS[color][0], label=name)
     lower.set_ylim(0, 1.04)
     lower.sharex(upper)
+    if skewed:
+        lower.set_xscale("asinh", linear_width=middle)
+        decades = 10.0 ** np.arange(np.ceil(np.log10(middle)), np.log10(bins[-1]))
+        lower.set_xticks([0.0, *decades], [f"{tick:g}" for tick in (0.0, *decades)])
+        lower.minorticks_off()
+        lower.set_xlim(bins[0], bins[-1])
     upper.tick_params(labelbottom=False)
     _label(lower, "threshold: predictions with a lower score are left out", "", legend=True)
     return _svg(figure, "Scores by outcome, precision and GAP by threshold")

@@ -162,8 +162,8 @@ def main(arguments: Sequence[str]) -> int:
     if not 2 <= len(arguments) <= 3:
         print((__doc__ or "").strip())
         return 2
-    each = int(arguments[2]) if len(arguments) > 2 else 2
     try:
+        each = int(arguments[2]) if len(arguments) > 2 else 2
         table = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
         groups = {group["title"]: group["rows"][:each] for group in table["groups"]}
         rows = groups.get("Random", []) + groups.get("Worst", [])

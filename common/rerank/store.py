@@ -94,8 +94,8 @@ class FeatureStore:
         start, stop = int(ends[place]), int(ends[place + 1])
         width, height = sizes[place].tolist()
         return LocalFeatures(
-            shard.get_slice("points")[start:stop],
-            shard.get_slice("descriptors")[start:stop],
+            _rows(shard, "points", start, stop),
+            _rows(shard, "descriptors", start, stop),
             (width, height),
         )
 
@@ -162,3 +162,11 @@ def _open_shard(path: Path) -> Any:
 def _shard_files(folder: Path) -> list[Path]:
     # A leading dot is a shard that was being written when its run was killed.
     return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("."))
+
+
+def _rows(shard: Any, name: str, start: int, stop: int) -> np.ndarray:
+    """Rows of a tensor; safetensors refuses an empty slice of an empty tensor or at its end."""
+    part = shard.get_slice(name)
+    if start < stop:
+        return np.asarray(part[start:stop])
+    return np.asarray(part[0:1] if part.get_shape()[0] else shard.get_tensor(name))[:0]

@@ -133,9 +133,14 @@ def steps_help() -> str:
     )
 
 
+def about(doc: str) -> str:
+    """A script's help with the name of this folder, which may be a copy."""
+    return doc.replace("competitions/landmarks", SCRIPT).replace("runs/landmarks", str(RUNS))
+
+
 def command(doc: str, arguments: list[str]) -> Config:
     """The config of train.py; its run folder is named after the experiment files."""
-    settings = check(config.command(Config, BASE, doc, arguments, steps=steps_help()))
+    settings = check(config.command(Config, BASE, about(doc), arguments, steps=steps_help()))
     names = [Path(word).stem for word in arguments if word.endswith((".yaml", ".yml"))]
     return replace(settings, out=settings.out or str(RUNS / ("-".join(names) or "baseline")))
 
@@ -154,16 +159,17 @@ def of_run(doc: str, arguments: list[str]) -> Config:
     settings = config.command(
         Config,
         BASE,
-        doc,
+        about(doc),
         arguments,
         steps=steps_help(),
         stored=stored if stored.is_file() else None,
     )
     trained = config.load(Config, BASE, stored=stored)
-    for section in ("model", "loss"):
+    for section in ("model", "loss", "train", "seed"):
         if getattr(settings, section) != getattr(trained, section):
             raise config.ConfigError(
-                f"{run} was trained with another {section}: its weights fit no other, leave it out"
+                f"{run} was trained with another {section}, which infer.py cannot change: leave it "
+                "out, or train again"
             )
     for key in ("fold", "folds", "unseen"):
         here, there = getattr(settings.data, key), getattr(trained.data, key)
@@ -178,7 +184,7 @@ def of_run(doc: str, arguments: list[str]) -> Config:
 
 def of_ensemble(doc: str, arguments: list[str]) -> tuple[Config, list[Config]]:
     """The config of ensemble.py and those of its members."""
-    settings = check(config.command(Config, BASE, doc, arguments, steps=steps_help()))
+    settings = check(config.command(Config, BASE, about(doc), arguments, steps=steps_help()))
     if not settings.runs:
         raise config.ConfigError("runs= is empty: name the runs to join, runs=[runs/a,runs/b]")
     members = [of_run(doc, [f"run={run}"]) for run in settings.runs]

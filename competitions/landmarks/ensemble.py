@@ -1,7 +1,6 @@
 """Join several runs into one submission; weights are searched on held-out images, never on test.
 
-python competitions/landmarks/ensemble.py runs=[runs/landmarks/a,runs/landmarks/b] \
-        [ensemble.by=embeddings|scores|ranks] [key=value ...]
+python competitions/landmarks/ensemble.py 'runs=[runs/landmarks/a,runs/landmarks/b]' [key=value ...]
 """
 
 from __future__ import annotations
@@ -112,7 +111,7 @@ class Join:
         )
         left_out = sorted({step["name"] for step in used} & set(SLOW))
         without = f", without {' and '.join(left_out)}" if left_out else ""
-        say(f"{task}: best {best:.4f} on held-out images{without}")
+        say(f"{task}: the best weights give {best:.4f} on held-out images{without}")
         return list(found)
 
     def answer(

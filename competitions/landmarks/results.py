@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.config import load
 from common.engine import distributed
 from common.engine.checkpoint import load_tree, save_tree
 from common.entry import say
@@ -40,7 +41,7 @@ def start_run(config: Config, folder: Path, data: Landmarks, job: str) -> Run:
         job_type=job,
         rank=distributed.rank(),
         best=best if job == "train" else (),
-        default=BASE,
+        default=asdict(load(Config, BASE)),
         data=data.fingerprint(),
     )
 
@@ -143,7 +144,7 @@ def finish(
             scores[f"test/{metric}"] = score_file(metric, solution, path)
         if held is not None:
             asked, known = answer(task, True)
-            scores[f"valid/{metric}"] = score(task, asked, known)
+            scores[f"held-out/{metric}"] = score(task, asked, known)
             part = recognition_analysis if task == "recognition" else retrieval_analysis
             part(asked, known, data, held, analysis, run)
         say(f"{task}: {path} passes the check" + _scores(scores, metric, name))
@@ -288,12 +289,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 def _named(scores: dict[str, float]) -> dict[str, float]:
     """`{"GAP (test)": ...}` from `{"test/gap": ...}`, validation last."""
     names = dict(METRICS.values())
-    order = sorted(scores, key=lambda key: (key.startswith("valid"), key))
+    order = sorted(scores, key=lambda key: (key.startswith("held-out"), key))
     return {f"{names[k.split('/')[1]]} ({k.split('/')[0]})": scores[k] for k in order}
 
 
 def _scores(scores: dict[str, float], metric: str, name: str) -> str:
-    parts = [
-        f"{k} {scores[f'{k}/{metric}']:.4f}" for k in ("valid", "test") if f"{k}/{metric}" in scores
-    ]
+    known = [k for k in ("held-out", "test") if f"{k}/{metric}" in scores]
+    parts = [f"{k} {scores[f'{k}/{metric}']:.4f}" for k in known]
     return f"; {name} {', '.join(parts)}" if parts else ""

@@ -29,11 +29,12 @@ from common.engine import distributed
 from common.engine.fit import fit
 from common.engine.settings import Stage, this_device, worker_count
 from common.entry import entry, say
+from common.losses.theory import advice
 from common.models.embedder import Embedder
 from common.steps import bind
 from common.types import encode_strings
 
-from .config import SAMPLERS, Config, command, criterion_of
+from .config import RUNS, SAMPLERS, Config, command, criterion_of
 from .data import Landmarks, read
 from .ranking import Held, quick_scores
 from .results import start_run
@@ -63,6 +64,9 @@ def train(config: Config, data: Landmarks, held: Held | None, folder: Path) -> P
     rows = rows if held is None else held.trainable(rows, data.train.labels)
     counts = np.bincount(data.train.labels[rows], minlength=len(data.classes))
     criterion = criterion_of(config, model.embedding_dim, len(data.classes), counts)
+    if config.train.stages:
+        for text in advice(criterion.terms, len(data.classes), model.embedding_dim):
+            say(text)
 
     def batches(stage: Stage) -> DataLoader[Any]:
         rows = data.rows(stage.data)
@@ -93,6 +97,10 @@ def train(config: Config, data: Landmarks, held: Held | None, folder: Path) -> P
         run.log(step, **metrics)
         say(line(metrics))
 
+    def resumed(step: int) -> None:
+        say(f"found the state after step {step}: goes on from there")
+        run.truncate(step)
+
     progress = fit(
         model,
         criterion,
@@ -101,9 +109,9 @@ def train(config: Config, data: Landmarks, held: Held | None, folder: Path) -> P
         loader=batches,
         validate=validate,
         log=log,
-        resumed=run.truncate,
+        resumed=resumed,
         card={
-            "competition": "landmarks",
+            "competition": RUNS.name,
             "backbone": config.model.backbone,
             **{f"weights/{k}": v for k, v in model.card.items()},
         },

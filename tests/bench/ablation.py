@@ -48,7 +48,7 @@ def script(name: str, *arguments: str) -> None:
 def row(name: str, folder: Path) -> str:
     """A line of the table."""
     found = json.loads((folder / "summary.json").read_text())
-    keys = ("test/gap", "test/map100", "valid/gap", "valid/map100")
+    keys = ("test/gap", "test/map100", "held-out/gap", "held-out/map100")
     return f"| {name:<28}| " + " | ".join(f"{found[key]:.4f}" for key in keys) + " |"
 
 

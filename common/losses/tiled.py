@@ -1,0 +1,132 @@
+"""Losses of all class cosines beyond the plain softmax, tile by tile over one (B, C) block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from common.losses.cosine import ClassCosines, _inverse_length, _nearest, _tiles
+
+# (B, n) cosines to some of the classes and where those are the own ones -> what they contribute:
+# numbers of which the logsumexp over all tiles is wanted, and numbers to be summed.
+Part = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class OverClasses(NamedTuple):
+    """What `over_classes` found."""
+
+    own: Tensor  # (B,) cosine to the nearest centre of the row's class; 0 where the label is -1
+    logs: Tensor  # logsumexp over the tiles
+    sums: Tensor  # sum over the tiles
+    hardest: Tensor  # (B,) largest cosine among the other classes, -1 without any; no gradient
+    winner: Tensor  # (B,) index of the own class's nearest sub-centre; no gradient
+
+    def cosines(self) -> ClassCosines:
+        """The same for a head's statistics."""
+        return ClassCosines(self.own, self.logs, self.sums, self.hardest, self.winner)
+
+
+def over_classes(
+    unit: Tensor, weight: Tensor, labels: Tensor, part: Part, *, k: int = 1
+) -> OverClasses:
+    """Sums over all classes of what `part` makes of their cosines; gradient to unit and weight.
+
+    It holds the one (B, C) block of cosines that `class_cosines` does, for K > 1 one more in uint8;
+    all that `part` makes lives for one tile only and is made again on the way back. `class_cosines`
+    is faster where a softmax of scaled cosines is all that is wanted.
+
+    Args:
+        unit: (B, D) unit or zero rows, float32 or float64; the computation runs in this type.
+        weight: (C*K, D) centres of any length, the K rows of a class adjacent.
+        labels: (B,) int64 in [0, C), or -1.
+        part: plain torch of the (B, n) cosines and the (B, n) bool mask of own classes; the same
+            whenever it is called, and without gradient to anything else.
+        k: centres per class, at most 255.
+    """
+    return OverClasses(*_OverClasses.apply(unit, weight, labels, part, k))
+
+
+def other_classes(logits: Tensor, mine: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,) logsumexp and (B,) sum of the logits of all but the own class, for a `Part`."""
+    # -inf would be NaN on the way back where a tile holds nothing else.
+    low = torch.finfo(logits.dtype).min / 4
+    return logits.masked_fill(mine, low).logsumexp(1), logits.masked_fill(mine, 0).sum(1)
+
+
+@torch.no_grad()
+def own_cosines(unit: Tensor, weight: Tensor, labels: Tensor, *, k: int = 1) -> Tensor:
+    """(B,) cosine of unit rows to the nearest centre of their class, no gradient; any for -1."""
+    centers = weight.view(-1, k, weight.shape[1])[labels.clamp_min(0)].to(unit.dtype)
+    inverse = _inverse_length(centers.flatten(0, 1)).view(len(unit), k)
+    return ((centers * unit[:, None]).sum(2) * inverse).amax(1)
+
+
+class _OverClasses(torch.autograd.Function):
+    """Forward keeps cosines and winners; backward differentiates `part` tile by tile."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, unit: Tensor, weight: Tensor, labels: Tensor, part: Part, k: int
+    ) -> tuple[Tensor, ...]:
+        with torch.autocast(unit.device.type, enabled=False):
+            rows, classes = len(unit), len(weight) // k
+            cosine = unit.new_empty(rows, classes)
+            winner = unit.new_zeros(rows, classes if k > 1 else 0, dtype=torch.uint8)
+            inverse = unit.new_empty(len(weight))  # 1 / length of each centre
+            hardest = unit.new_full((rows,), -1.0)
+            logs, sums = [], []
+            for start, stop in _tiles(unit, classes):
+                block, centers = cosine[:, start:stop], weight[start * k : stop * k].to(unit.dtype)
+                inverse[start * k : stop * k] = _inverse_length(centers)
+                _nearest(unit, centers, inverse[start * k : stop * k], block, winner[:, start:stop])
+                mine = _mine(labels, start, stop)
+                hardest = torch.maximum(hardest, block.masked_fill(mine, -1).amax(1))
+                log, total = part(block, mine)
+                logs.append(log)
+                sums.append(total)
+            log = torch.stack(logs).logsumexp(0)
+        place = labels.clamp_min(0)[:, None]
+        own = torch.where(labels >= 0, cosine.gather(1, place)[:, 0], 0)
+        chosen = winner.gather(1, place)[:, 0].long() if k > 1 else torch.zeros_like(labels)
+        ctx.part, ctx.k = part, k
+        ctx.save_for_backward(unit, weight, labels, cosine, winner, inverse, log)
+        ctx.mark_non_differentiable(hardest, chosen)
+        return own, log, torch.stack(sums).sum(0), hardest, chosen
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        d_own, d_logs, d_sums = grads[:3]
+        unit, weight, labels, cosine, winner, inverse, logs = ctx.saved_tensors
+        k = ctx.k
+        d_unit, d_weight = torch.zeros_like(unit), torch.empty_like(weight)
+        with torch.autocast(unit.device.type, enabled=False):
+            for start, stop in _tiles(unit, cosine.shape[1]):
+                block, mine = cosine[:, start:stop], _mine(labels, start, stop)
+                with torch.enable_grad():
+                    leaf = block.detach().requires_grad_()
+                    log, total = ctx.part(leaf, mine)
+                pairs = (log, d_logs * torch.exp(log.detach() - logs)), (total, d_sums)
+                made, given = zip(*[p for p in pairs if p[0].requires_grad], strict=True)
+                (grad,) = torch.autograd.grad(made, leaf, given)
+                grad = torch.where(mine, grad + d_own[:, None], grad)
+                for j in range(k):
+                    chosen = slice(start * k + j, stop * k, k)
+                    centers, shrink = weight[chosen].to(unit.dtype), inverse[chosen]
+                    # Every other sub-centre lost the maximum: it has no part in this cosine.
+                    pull = grad if k == 1 else grad.masked_fill(winner[:, start:stop] != j, 0)
+                    along = (pull * block).sum(0) * shrink
+                    pull = pull * shrink
+                    d_unit.addmm_(pull, centers)
+                    update = pull.T @ unit
+                    d_weight[chosen] = update.addcmul_(centers, (along * shrink)[:, None], value=-1)
+        return d_unit, d_weight, None, None, None
+
+
+def _mine(labels: Tensor, start: int, stop: int) -> Tensor:
+    """(B, n) bool, whether a class of the tile is the row's own."""
+    return torch.arange(start, stop, device=labels.device) == labels[:, None]
