@@ -76,7 +76,7 @@ each_variant = pytest.mark.parametrize("make", VARIANTS.values(), ids=VARIANTS)
         (CircleLoss, oracle.circle, {"margin": 0.25, "scale": 20.0}),
         (CircleLoss, oracle.circle, {"reduction": "batch", "scale": 30.0}),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_equals_the_loop_twin(make, twin, options, seed):
     x, labels = batch(seed=seed)
@@ -97,7 +97,7 @@ def test_equals_the_loop_twin(make, twin, options, seed):
         {"margin": "soft"},
         {"margin": "soft", "squared": True, "normalize": False},
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_triplet_equals_the_loop_twin(miner, mine, options):
     x, labels = batch()
@@ -275,7 +275,7 @@ def test_bad_input_is_said(make):
         (CircleLoss, {"scale": math.inf}, "scale must be positive"),
         (CircleLoss, {"reduction": "mean"}, "known: anchor, batch"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_bad_arguments_are_said(make, options, message):
     with pytest.raises(ValueError, match=message):

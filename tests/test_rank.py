@@ -33,7 +33,7 @@ def tile(request, monkeypatch):
         (RecallAtKLoss, oracle.recall_at_k, {"temperature": 0.3}),
         (RecallAtKLoss, oracle.recall_at_k, {"ks": (1,), "step": 0.2}),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_equals_the_loop_twin(make, twin, options, seed):
     x, labels = batch(seed=seed)

@@ -57,7 +57,7 @@ LOSSES = [
         (SupConLoss, oracle.sup_con, {}),
         (SupConLoss, oracle.sup_con, {"temperature": 0.5}),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_equals_the_loop_twin(make, twin, options, seed):
     x, labels = batch(seed=seed)
@@ -167,7 +167,7 @@ def test_bad_input_is_said(make):
         (NCELoss, {"temperature": math.inf}, "temperature must be positive"),
         (SupConLoss, {"temperature": 0.0}, "temperature must be positive"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_bad_arguments_are_said(make, options, message):
     with pytest.raises(ValueError, match=message):

@@ -40,7 +40,7 @@ def test_select_follows_the_asked_order_and_names_what_is_missing():
 
 
 def test_files_that_are_not_embeddings(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"run infer\.py first"):
+    with pytest.raises(FileNotFoundError, match=r"first run infer\.py run="):
         Embeddings.load(tmp_path / "none.safetensors")
     (tmp_path / "half.safetensors").write_bytes(b"\x08")
     with pytest.raises(ValueError, match="is not an embeddings file"):
