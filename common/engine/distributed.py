@@ -12,6 +12,9 @@ from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import nn
 from torch.distributed.nn.functional import all_reduce
 
+from common.losses.processes import joined as joined
+from common.losses.processes import summed as summed
+
 
 def rank() -> int:
     """Number of this process, 0 without torchrun."""
@@ -21,19 +24,6 @@ def rank() -> int:
 def world() -> int:
     """How many processes there are, 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def joined() -> bool:
-    """Whether more than one process trains and the process group is up."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def total(value: torch.Tensor) -> torch.Tensor:
-    """The sum of `value` over all processes (no gradient)."""
-    value = value.detach().clone()
-    if joined():
-        dist.all_reduce(value)
-    return value
 
 
 @contextlib.contextmanager
@@ -75,7 +65,7 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         shape = [1, -1] + [1] * (x.ndim - 2)
         count = x.new_tensor([x.numel() / x.shape[1]])
         # Two passes: E[x^2] - E[x]^2 would cancel in float32.
-        n = total(count)
+        n = summed(count)
         mean: torch.Tensor = all_reduce(x.sum(axes)) / n  # type: ignore[no-untyped-call]
         centred = x - mean.view(shape)
         squares = all_reduce(centred.square().sum(axes))  # type: ignore[no-untyped-call]

@@ -113,7 +113,7 @@ def embed_table(
     gathered = [torch.empty_like(padded) for _ in range(world)]
     dist.all_gather(gathered, padded)
     vectors = torch.stack(gathered, 1).flatten(0, 1)[: len(table)].cpu()
-    bad = int(distributed.total(torch.tensor(bad, device=device)))
+    bad = int(distributed.summed(torch.tensor(bad, device=device)))
     return Embeddings(table.ids, vectors, {"unreadable": bad})
 
 

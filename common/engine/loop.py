@@ -146,7 +146,7 @@ class Loop:
         if norms:
             metrics["train/gradient_norm"] = float(torch.stack(norms).mean())
             metrics["train/images_per_second"] = shown / seconds
-        if lost := int(distributed.total(torch.tensor(unreadable, device=self.device))):
+        if lost := int(distributed.summed(torch.tensor(unreadable, device=self.device))):
             metrics["train/unreadable"] = lost
         if self.device.type == "cuda":
             metrics["train/memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
@@ -173,13 +173,13 @@ class Loop:
         with contextlib.nullcontext() if move else self.accelerator.no_sync(self.wrapped):
             loss = self.wrapped(images, labels, shares)
             self.accelerator.backward(loss / of)
-        mean: torch.Tensor = distributed.total(loss.detach()) / distributed.world()
+        mean: torch.Tensor = distributed.summed(loss.detach()) / distributed.world()
         return mean
 
     def _shares(self, labels: torch.Tensor) -> torch.Tensor:
         """Factors that turn DDP's plain mean over processes into the mean over all samples."""
         masses: torch.Tensor = self.criterion.masses(labels)  # type: ignore[operator]
-        everywhere = distributed.total(masses).clamp_min(torch.finfo(masses.dtype).tiny)
+        everywhere = distributed.summed(masses).clamp_min(torch.finfo(masses.dtype).tiny)
         return masses * distributed.world() / everywhere
 
     def _move(self) -> torch.Tensor:

@@ -34,6 +34,7 @@ class Analysis:
             gallery (or training) images are right for it; optional `name` of the metric.
         thresholds: curves `{title, x, series: {name: y}}` with optional `x_label, y_label, chosen`
             and `caption`: F1 by threshold, MAP@5 by the threshold of new_whale.
+        notes: what the ranking steps of each task found, the fields of `common.notes.Notes`.
         commands: commands that reproduce the result, after the one that the run recorded itself.
     """
 
@@ -42,6 +43,7 @@ class Analysis:
     recognition: dict[str, Any] = field(default_factory=dict)
     retrieval: dict[str, Any] = field(default_factory=dict)
     thresholds: list[dict[str, Any]] = field(default_factory=list)
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)
     commands: list[str] = field(default_factory=list)
 
 

@@ -15,8 +15,8 @@ from common.engine.extract import ViewConfig
 from common.engine.settings import FitConfig, resolve_precision, this_device
 from common.losses import total
 from common.models.embedder import ModelConfig
-from common.rerank import decide, discriminative, labels, local
-from common.retrieval import expand, search, whiten
+from common.rerank import local
+from common.rerank.known import STEPS
 from common.steps import bind, catalog, chain, help_text
 from common.track import TrackConfig
 
@@ -26,9 +26,6 @@ BASE = Path(__file__).with_name("config.yaml")
 SCRIPT = f"competitions/{Path(__file__).parent.name}"
 RUNS = Path("runs") / Path(__file__).parent.name
 
-STEPS = catalog(search, expand, whiten, labels, discriminative, decide, local)
-for _call in ("search", "whitening", "decide"):  # for Python: they do not map an entry of the state
-    del STEPS[_call]
 SAMPLERS = catalog(samplers)
 # What a chain starts from; every chain must leave `neighbors`.
 STATE = {
@@ -43,6 +40,7 @@ STATE = {
     "gallery_paths",
     "cache",
     "device",
+    "notes",
 }
 
 

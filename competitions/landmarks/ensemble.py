@@ -23,6 +23,7 @@ import torch
 from common import blend, weigh
 from common.engine.settings import this_device
 from common.entry import entry, say
+from common.notes import Notes
 from common.retrieval.whiten import Whitening
 from common.steps import Step
 from common.types import Embeddings, Neighbors
@@ -65,8 +66,8 @@ def main(arguments: list[str]) -> dict[str, float]:
         )
         say(f"{task}: weights by {config.ensemble.by}: {shares}")
 
-    def answer(task: str, validation: bool) -> tuple[Question, Neighbors]:
-        return join.answer(task, weights[task], held if validation else None)
+    def answer(task: str, validation: bool, notes: Notes) -> tuple[Question, Neighbors]:
+        return join.answer(task, weights[task], held if validation else None, notes=notes)
 
     run = start_run(config, folder, data, "ensemble")
     return finish(paths, data, held, answer, folder, run, joined=config.runs)
@@ -122,15 +123,16 @@ class Join:
         *,
         slow: bool = True,
         vectors: Sequence[Vectors] = (),
+        notes: Notes | None = None,
     ) -> tuple[Question, Neighbors]:
         """The question and the joined answer, of `vectors` where these are enough."""
         vectors, steps = vectors or self.vectors, self._steps(task)
         if self.config.ensemble.by == "embeddings":
-            return self._one(task, self._joined(vectors, weights), steps[0], held, slow)
+            return self._one(task, self._joined(vectors, weights), steps[0], held, slow, notes)
         key = (task, held is None, slow)
         if key not in self.answers:  # the runs' own answers do not depend on the weights
             self.answers[key] = [
-                self._one(task, own, chosen, held, slow)
+                self._one(task, own, chosen, held, slow, None)
                 for own, chosen in zip(vectors, steps, strict=True)
             ]
         parts = self.answers[key]
@@ -143,14 +145,27 @@ class Join:
         return [getattr(c, task) for c in ([self.config] if by_embeddings else self.members)]
 
     def _one(
-        self, task: str, vectors: Vectors, steps: list[Step], held: Held | None, slow: bool
+        self,
+        task: str,
+        vectors: Vectors,
+        steps: list[Step],
+        held: Held | None,
+        slow: bool,
+        notes: Notes | None,
     ) -> tuple[Question, Neighbors]:
         asked = (
             held_question(task, vectors, held) if held else test_question(task, vectors, self.data)
         )
         steps = [step for step in steps if slow or step["name"] not in SLOW]
         return asked, apply(
-            steps, asked, vectors, self.data, held, cache=self.cache, device=self.device
+            steps,
+            asked,
+            vectors,
+            self.data,
+            held,
+            cache=self.cache,
+            device=self.device,
+            notes=notes,
         )
 
     def _joined(self, vectors: Sequence[Vectors], weights: Sequence[float]) -> Vectors:

@@ -24,6 +24,7 @@ from common.engine.extract import extract
 from common.engine.settings import this_device
 from common.entry import entry, say
 from common.models.embedder import Embedder
+from common.notes import Notes
 from common.types import Embeddings, Neighbors, Table, decode_strings
 
 from .config import Config, criterion_of, of_run
@@ -48,14 +49,16 @@ def main(arguments: list[str]) -> dict[str, float]:
             return {}
         run = start_run(config, folder, data, "infer")
 
-        def answer(task: str, validation: bool) -> tuple[Question, Neighbors]:
+        def answer(task: str, validation: bool, notes: Notes) -> tuple[Question, Neighbors]:
             inner = held if validation else None
             asked = (
                 held_question(task, vectors, inner) if inner else test_question(task, vectors, data)
             )
             steps = getattr(config, task)
             cache = folder.parent / "cache"
-            return asked, apply(steps, asked, vectors, data, inner, cache=cache, device=device)
+            return asked, apply(
+                steps, asked, vectors, data, inner, cache=cache, device=device, notes=notes
+            )
 
         scores = finish(paths, data, held, answer, folder, run)
     return scores

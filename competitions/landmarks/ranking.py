@@ -16,6 +16,7 @@ from common.data import augment
 from common.data.folds import Split, split
 from common.engine.extract import ViewConfig, embed_table
 from common.metrics import gap, map_at_k
+from common.notes import Notes
 from common.rerank.labels import vote
 from common.retrieval.search import search
 from common.steps import Step, chain
@@ -185,6 +186,7 @@ def apply(
     *,
     cache: Path,
     device: torch.device,
+    notes: Notes | None = None,
 ) -> Neighbors:
     """What the steps make of a question: labels (recognition) or gallery rows, best first.
 
@@ -207,6 +209,7 @@ def apply(
         "gallery_paths": question.gallery_paths,
         "cache": cache,
         "device": device,
+        "notes": Notes() if notes is None else notes,
     }
     neighbors: Neighbors = chain(steps, STEPS, STATE, "steps")(state)["neighbors"]
     return neighbors

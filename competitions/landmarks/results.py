@@ -16,6 +16,7 @@ from common.engine.checkpoint import load_tree, save_tree
 from common.entry import say
 from common.metrics import map_at_k
 from common.metrics import score as score_file
+from common.notes import Notes
 from common.report.files import Analysis, read_json, save_analysis
 from common.report.page import write_report
 from common.retrieval.search import search
@@ -27,7 +28,7 @@ from .config import BASE, Config
 from .data import Landmarks
 from .ranking import TOP, Held, Question, Vectors, score, top_label, top_names
 
-Answer = Callable[[str, bool], tuple[Question, Neighbors]]
+Answer = Callable[[str, bool, Notes], tuple[Question, Neighbors]]
 METRICS = {"recognition": ("gap", "GAP"), "retrieval": ("map100", "mAP@100")}
 
 
@@ -128,7 +129,8 @@ def finish(
         paths: the submission of each task, from `outputs`.
         data: tables and samples.
         held: what is held out, or None.
-        answer: maps (task, whether held-out) to the question and its final neighbors.
+        answer: maps (task, whether held-out, notes) to the question and its final neighbors, and
+            adds to the notes.
         folder: the run or ensemble folder.
         run: where scores and tables are logged; it is finished here.
         joined: run folders of an ensemble, whose scores are shown above its own.
@@ -137,16 +139,19 @@ def finish(
     analysis = Analysis()
     for task, path in paths.items():
         metric, name = METRICS[task]
-        question, found = answer(task, False)
+        notes = Notes()
+        question, found = answer(task, False, notes)
         submit(task, question, found, data, path)
         solution = data.solution(task)
         if solution is not None:
             scores[f"test/{metric}"] = score_file(metric, solution, path)
         if held is not None:
-            asked, known = answer(task, True)
+            notes = Notes()  # of images whose truth is known
+            asked, known = answer(task, True, notes)
             scores[f"held-out/{metric}"] = score(task, asked, known)
             part = recognition_analysis if task == "recognition" else retrieval_analysis
             part(asked, known, data, held, analysis, run)
+        analysis.notes[task] = asdict(notes)
         say(f"{task}: {path} passes the check" + _scores(scores, metric, name))
     run.summary(**scores)
     analysis.scores = score_rows(folder, scores, [Path(other) for other in joined])

@@ -1,0 +1,11 @@
+"""The ranking steps that the lists of every competition may name; add a module of steps here."""
+
+from __future__ import annotations
+
+from common.rerank import decide, discriminative, labels, local
+from common.retrieval import expand, search, whiten
+from common.steps import catalog
+
+STEPS = catalog(search, expand, whiten, labels, discriminative, decide, local)
+for _call in ("search", "whitening", "decide"):  # for Python: they do not map an entry of the state
+    del STEPS[_call]
