@@ -108,7 +108,7 @@ def test_contract_of_the_signature():
         ({"margin": -0.1}, "margins must lie in"),
         ({"margin": math.nan}, "margins must lie in"),
         ({"margin": 1.0, "ramp": {"end": 2.0}}, "margins must lie in"),
-        ({"ramp": {"begin": 0.1}}, "'begin'; it has: start, end, over"),
+        ({"ramp": {"begin": 0.1}}, "'begin'; it has: start, end, from, over"),
         ({"ramp": {"over": 0}}, "over in"),
         ({"ramp": {"start": -0.5}}, "start >= 0"),
         ({"class_counts": [1, 2]}, "each of 5 classes"),

@@ -19,6 +19,7 @@ from common.data.images import ImageError, read_image
 Key = int | tuple[int, int]
 
 GREY = 128  # of the picture that stands in for a file that cannot be read
+_SECOND = 2**32  # added to the seed for the second view; seeds of runs are small
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
@@ -40,6 +41,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
             zeros means the whole picture.
         mirror: `(N,)` bool, rows to flip left to right before all else, for the mirrored twin
             classes of whale.
+        second: also give `second`, another augmented view of the same picture, for a loss that
+            compares two; `image` stays what it is without.
 
     Raises:
         ValueError: arrays of another type or length.
@@ -55,6 +58,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
         boxes: np.ndarray | None = None,
         mirror: np.ndarray | None = None,
+        second: bool = False,
     ) -> None:
         if paths.dtype.kind != "S":
             raise ValueError(
@@ -67,7 +71,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
             if column is not None and len(column) != len(paths):
                 raise ValueError(f"{len(paths)} paths, but {len(column)} {name}")
         self.paths, self.labels, self.boxes, self.mirror = paths, labels, boxes, mirror
-        self.size, self.transform, self.seed = size, transform, seed
+        self.size, self.transform, self.seed, self.second = size, transform, seed, second
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -75,17 +79,21 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, key: Key) -> dict[str, Any]:
         row, stream = key if isinstance(key, tuple) else (key, key)
         row, stream = int(row), int(stream)
+        names = ("image", "second") if self.second else ("image",)
         try:
             picture = self._read(row)
         except ImageError:
             grey = torch.full((3, self.size, self.size), GREY, dtype=torch.uint8)
-            return {"image": grey, "label": -1, "row": row, "ok": False}
+            return {**dict.fromkeys(names, grey), "label": -1, "row": row, "ok": False}
+        pixels = torch.from_numpy(picture).permute(2, 0, 1)
+        views = {}
         with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would seed the GPUs as well, and start CUDA in a worker.
-            torch.default_generator.manual_seed(_mixed(self.seed, stream))
-            image = self.transform(torch.from_numpy(picture).permute(2, 0, 1))
+            for name, seed in zip(names, (self.seed, self.seed + _SECOND), strict=False):
+                # torch.manual_seed would seed the GPUs as well, and start CUDA in a worker.
+                torch.default_generator.manual_seed(_mixed(seed, stream))
+                views[name] = self.transform(pixels)
         label = -1 if self.labels is None else int(self.labels[row])
-        return {"image": image, "label": label, "row": row, "ok": True}
+        return {**views, "label": label, "row": row, "ok": True}
 
     def _read(self, row: int) -> np.ndarray:
         box = None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from common.paths import atomic, write_text
 
@@ -47,6 +48,25 @@ def save_weights(folder: Path, tree: dict[str, Any], card: dict[str, Any]) -> No
     """Write `weights.safetensors` (the card in its header) and `card.json` (the same, to read)."""
     save_tree(folder / "weights.safetensors", {**tree, "card": card})
     write_text(folder / "card.json", json.dumps(card, indent=2) + "\n")
+
+
+def lasting(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict without the parts that set `training_only`: memories, momentum copies.
+
+    Those belong to the state that resuming needs, and can be larger than the model.
+    """
+    left_out = tuple(
+        f"{name}." for name, part in module.named_modules() if getattr(part, "training_only", False)
+    )
+    return {k: v for k, v in module.state_dict().items() if not k.startswith(left_out)}
+
+
+def load_lasting(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Load what `lasting` gave, strictly; parts that are only for training stay as they are."""
+    rest = module.state_dict()
+    for name in lasting(module):
+        del rest[name]
+    module.load_state_dict({**rest, **state})
 
 
 def fingerprint(path: str | Path) -> str:

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from common.engine import distributed
-from common.engine.checkpoint import load_tree, save_tree, save_weights
+from common.engine.checkpoint import lasting, load_lasting, load_tree, save_tree, save_weights
 from common.engine.interrupt import Interrupt
+from common.engine.momentum import MomentumCopy
 from common.engine.optim import (
     Average,
     build_optimizer,
@@ -48,19 +49,33 @@ class Progress:
 
 
 class Trained(nn.Module):
-    """Model and criterion as one module, so that DDP sees every parameter."""
+    """Model and criterion as one module, so that DDP sees every parameter.
+
+    A criterion with a `momentum` also gets keys, of a copy of the model that follows it.
+    """
 
     def __init__(self, model: nn.Module, criterion: nn.Module) -> None:
         super().__init__()
         self.model, self.criterion = model, criterion
+        momentum = getattr(criterion, "momentum", None)
+        self.copy = None if momentum is None else MomentumCopy(model, momentum)
 
     def forward(
-        self, images: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor | None = None
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        shares: torch.Tensor | None = None,
+        second: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Loss of `(B, 3, H, W)` images with `(B,)` labels; scalar, mean over the valid ones."""
+        """Loss of `(B, 3, H, W)` images with `(B,)` labels; scalar, mean over the valid ones.
+
+        `second` is what the momentum copy sees, a second view of the images; None is the first.
+        """
         embeddings = self.model(images)
-        extra = () if shares is None else (shares,)
-        loss: torch.Tensor = self.criterion(embeddings, labels, *extra)
+        extra = {} if shares is None else {"shares": shares}
+        if self.copy is not None:
+            extra["keys"] = self.copy(images if second is None else second)
+        loss: torch.Tensor = self.criterion(embeddings, labels, **extra)
         return loss
 
 
@@ -76,7 +91,11 @@ class Loop:
         # Accelerate keeps one global precision; a second training in a notebook may want another.
         AcceleratorState._reset_state()
         self.accelerator = Accelerator(
-            cpu=self.device.type == "cpu", mixed_precision="no" if word == "fp32" else word
+            cpu=self.device.type == "cpu",
+            mixed_precision="no" if word == "fp32" else word,
+            # Every buffer is kept equal by what changes it: BatchNorm counts over all processes,
+            # losses gather. To send a memory of rows around at each step would cost more than both.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         self.model, self.criterion = model, criterion
         self.trained = Trained(model, criterion).to(self.device)
@@ -170,8 +189,11 @@ class Loop:
         images = batch["image"].to(self.device, non_blocking=True)
         labels = batch["label"].to(self.device, non_blocking=True)
         shares = self._shares(labels) if distributed.joined() else None
+        second = None
+        if getattr(self.criterion, "second_view", False):
+            second = batch["second"].to(self.device, non_blocking=True)
         with contextlib.nullcontext() if move else self.accelerator.no_sync(self.wrapped):
-            loss = self.wrapped(images, labels, shares)
+            loss = self.wrapped(images, labels, shares, second)
             self.accelerator.backward(loss / of)
         mean: torch.Tensor = distributed.summed(loss.detach()) / distributed.world()
         return mean
@@ -189,6 +211,8 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.progress.step += 1
+        if self.trained.copy is not None:
+            self.trained.copy.update(self.model)
         if self.average is not None:
             self.average.update(self.trained)
         return torch.as_tensor(norm)
@@ -211,17 +235,17 @@ class Loop:
         if self.average is None:
             yield
             return
-        present = {k: v.clone() for k, v in self.trained.state_dict().items()}
-        self.trained.load_state_dict(self.average.state)
+        present = {k: v.clone() for k, v in lasting(self.trained).items()}
+        load_lasting(self.trained, self.average.state)
         try:
             yield
         finally:
-            self.trained.load_state_dict(present)
+            load_lasting(self.trained, present)
 
     def keep(self, card: dict[str, Any], extra: dict[str, Any]) -> None:
         """Write the model and criterion as they are now for infer to read."""
         if distributed.rank() == 0:
-            tree = {"model": self.model.state_dict(), "criterion": self.criterion.state_dict()}
+            tree = {"model": self.model.state_dict(), "criterion": lasting(self.criterion)}
             save_weights(self.folder, {**tree, **extra}, {**card, "step": self.progress.step})
 
     def save(self) -> None:

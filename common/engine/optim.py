@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from common.engine.checkpoint import lasting
+
 
 def parameter_groups(
     model: nn.Module, criterion: nn.Module, *, lr: float, head_lr: float, weight_decay: float
@@ -94,19 +96,20 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
 class Average:
     """Exponential moving average of a module's floating-point state; buffers that count are copied.
 
-    The decay warms up as min(decay, (1 + n) / (10 + n)), so short trainings do not keep the start.
+    Left out is what only training needs, see `checkpoint.lasting`. The decay warms up as
+    min(decay, (1 + n) / (10 + n)), so short trainings do not keep the start.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay, self.updates = decay, 0
-        self.state = {k: v.detach().clone() for k, v in module.state_dict().items()}
+        self.state = {k: v.detach().clone() for k, v in lasting(module).items()}
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """Move the average towards `module`'s present state."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, value in module.state_dict().items():
+        for name, value in lasting(module).items():
             if value.is_floating_point():
                 self.state[name].lerp_(value.to(self.state[name].dtype), 1 - decay)
             else:

@@ -20,6 +20,7 @@ from common.losses.cross_entropy import (
     row_weights,
     weights_by_count,
 )
+from common.losses.processes import gathered
 
 
 class _Head(nn.Module):
@@ -184,7 +185,6 @@ class CosineSoftmax(_Head):
         )
         self.k, self.scale = k, float(scale)
         # How often each centre was the nearest of its class in training; adapts, so it is saved.
-        # Of several processes only the first one's rows count: DDP copies its buffers to the rest.
         wins = torch.zeros(num_classes, k, dtype=torch.int64) if k > 1 else None
         self.register_buffer("wins", wins)
         self._last: tuple[ClassCosines, Tensor] | None = None
@@ -238,7 +238,7 @@ class CosineSoftmax(_Head):
     def _record(self, found: ClassCosines, labels: Tensor) -> None:
         self._last = ClassCosines(*(part.detach() for part in found)), labels
         if self.wins is not None and self.training:
-            place = labels.clamp_min(0) * self.k + found.winner
+            place, labels = gathered(labels.clamp_min(0) * self.k + found.winner, labels)
             self.wins.view(-1).scatter_add_(0, place, (labels >= 0).long())
 
     @torch.no_grad()

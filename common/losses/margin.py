@@ -140,7 +140,8 @@ class SubCenterArcFace(ArcFace):
             A class without images gets the margin of the smallest class that has some.
         class_counts: (C,) training images by encoded label, 0 allowed; for formulas only.
         ramp: {start: 0.2, end: 1.0, over: 0.5}, a factor on all margins that goes linearly from
-            start to end over that part of the training and stays there, see `schedule`. The margins
+            start to end over that part of the training and stays there, see `schedule`; with
+            from: 0.3 it waits so long at start. The margins
             .2 to 1.0 of Shopee 2021 first are margin 1.0 with start 0.2; its .2 to .8 are margin
             0.8 with start 0.25.
         label_smoothing: share of the target mass spread over all classes, see `cross_entropy`.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ KNOWN = {
 class _Memory(nn.Module):
     """A ring of rows with labels, and a loss of the batch against it."""
 
+    training_only = True  # left out of the weights that inference reads
     own: bool  # the batch's keys are its embeddings themselves
     memory: Tensor
     memory_labels: Tensor
@@ -153,8 +154,8 @@ class CrossBatchMemory(_Memory):
 class MomentumQueue(_Memory):
     """MoCo's queue: embeddings against keys of a slowly moving copy of the model, past ones too.
 
-    He et al., CVPR 2020, Algorithm 1. The keys come from outside, row i of the same image or of
-    another view; the copy follows the model by 0.999 per step there. A row's positives are its own
+    He et al., CVPR 2020, Algorithm 1. Training makes the copy (`common.engine.momentum`), which
+    embeds the same images or a second augmented view of them. A row's positives are its own
     key and all keys of its class, its negatives the keys of all other classes: same-class entries
     of the queue are no negatives, and keys of the batch count (MoCo, where every image is a class
     of its own, leaves the others of the batch out). Any batch size fits, the last one may be
@@ -166,9 +167,14 @@ class MomentumQueue(_Memory):
         loss: as in `CrossBatchMemory`; None is the paper's, {name: info_nce}, temperature 0.07.
         size: keys kept, from the batches of all processes.
         start: training batches before the queue is filled and used.
+        momentum: share of the copy that stays at each optimiser step; the paper's 0.999 is for
+            200 epochs of ImageNet, a training of few thousand steps wants 0.99.
+        view: what the copy sees: second is another augmented view, which costs a second
+            augmentation, same is the image that the model sees.
 
     Raises:
-        ValueError: size below 1, start below 0, a loss that cannot; ConfigError: an unknown one.
+        ValueError: size below 1, start below 0, momentum outside [0, 1), an unknown view, a loss
+            that cannot; ConfigError: an unknown one.
     """
 
     own = False
@@ -179,16 +185,24 @@ class MomentumQueue(_Memory):
         loss: Mapping[str, Any] | ReferenceLoss | None = None,
         size: int = 65536,
         start: int = 0,
+        *,
+        momentum: float = 0.999,
+        view: Literal["second", "same"] = "second",
     ) -> None:
         super().__init__(embedding_dim, loss or {"name": "info_nce"}, size, start)
+        if not 0 <= momentum < 1 or view not in ("second", "same"):
+            raise ValueError(
+                f"momentum must lie in [0, 1) and view be second or same, got {momentum}, {view!r}"
+            )
+        self.momentum, self.view = momentum, view
 
-    def forward(self, embeddings: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, labels: Tensor, keys: Tensor | None = None) -> Tensor:
         """Scalar loss of (B, D) embeddings and keys of any scale, (B,) int64 labels, -1 ignored.
 
-        Keys get no gradient. In training they then join the queue, except those of ignored rows
-        and those not finite.
+        Keys get no gradient; None is the embeddings themselves, a copy that does not lag. In
+        training they then join the queue, except those of ignored rows and those not finite.
 
         Raises:
             ValueError: embeddings, keys or labels of another shape or type.
         """
-        return self._against(embeddings, labels, keys.detach())
+        return self._against(embeddings, labels, (embeddings if keys is None else keys).detach())

@@ -105,7 +105,8 @@ class TripletLoss(ReferenceLoss):
         active_only: the mean is over triplets with a loss, which keeps the step size when few are
             left (pytorch-metric-learning's default); False is the mean over all that were mined.
         ramp: {start: 0.2, end: 1.0, over: 0.5}, a factor on the margin that goes linearly from
-            start to end over that part of the training and stays there.
+            start to end over that part of the training and stays there; with from: 0.3 it waits
+            so long at start.
 
     Raises:
         ValueError: margin not positive, unknown miner or option, margin soft with a ramp or with

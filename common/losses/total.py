@@ -1,4 +1,11 @@
-"""The `loss:` list of a config as one criterion: named terms with weights, added up."""
+"""The `loss:` list of a config as one criterion: named terms with weights, added up.
+
+A weight is a number, or a ramp over the training, with which one term hands over to another:
+
+loss:
+  - {name: cosine_softmax, weight: {start: 1, end: 0, from: 0.3, over: 0.2}}
+  - {name: triplet, weight: {start: 0, end: 1, from: 0.3, over: 0.2}}
+"""
 
 from __future__ import annotations
 
@@ -25,35 +32,61 @@ from common.losses import (
     sigmoid,
 )
 from common.losses import tuple as tuples
+from common.losses.schedule import ramp_factor, read_ramp
 from common.steps import Step, bind, catalog
 
 _HEADS = (margin, classify, adaptive, centers, proxies, sigmoid)
 _TUPLES = (pair, quadruplet, tuples, rank, hyperbolic, magnet)
-KNOWN = catalog(*_HEADS, *_TUPLES) | {
-    # The momentum queue is not here: its keys come from a second model, which no list can name.
-    "cross_batch_memory": memory.CrossBatchMemory
-}
+KNOWN = catalog(*_HEADS, *_TUPLES, memory)
+
+
+Weight = float | Mapping[str, Any]
 
 
 class Total(nn.Module):
-    """Weighted sum of loss terms, each a module called with (embeddings, labels)."""
+    """Weighted sum of loss terms, each a module called with (embeddings, labels).
 
-    def __init__(self, terms: Sequence[nn.Module], weights: Sequence[float]) -> None:
+    A term whose weight is 0 for a while is computed all the same: its statistics can be watched,
+    its memory fills, and every process has a gradient for its parameters.
+
+    Args:
+        terms: the modules.
+        weights: one for each, a positive number or a ramp as in `schedule.read_ramp`.
+
+    Raises:
+        ValueError: a weight that is neither, or momentum queues that do not share one copy.
+    """
+
+    def __init__(self, terms: Sequence[nn.Module], weights: Sequence[Weight]) -> None:
         super().__init__()
         self.terms = nn.ModuleList(terms)
-        self.weights = list(weights)
+        self.ramps = [read_weight(weight) for weight in weights]
+        self.weights = [ramp["start"] for ramp in self.ramps]
+        queues = [term for term in terms if isinstance(term, memory.MomentumQueue)]
+        if len({(queue.momentum, queue.view) for queue in queues}) > 1:
+            raise ValueError("all momentum queues share a copy of the model: one momentum and view")
+        #: of the copy of the model that makes keys; None without a term that wants some
+        self.momentum = queues[0].momentum if queues else None
+        #: whether the copy sees a second augmented view of each image
+        self.second_view = bool(queues) and queues[0].view == "second"
 
     def forward(
-        self, embeddings: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor | None = None
+        self,
+        embeddings: torch.Tensor,
+        labels: torch.Tensor,
+        shares: torch.Tensor | None = None,
+        keys: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Loss of `(B, D)` embeddings with `(B,)` int64 labels, -1 ignored; scalar.
 
-        `shares` `(T,)`, a factor per term, is for several processes: see `masses`.
+        `shares` `(T,)`, a factor per term, is for several processes: see `masses`. `keys` `(B, D)`
+        are the copy's embeddings of the same images, for momentum queues.
         """
         total = embeddings.new_zeros((), dtype=torch.float32)
         for i, (weight, term) in enumerate(zip(self.weights, self.terms, strict=True)):
-            part = weight * term(embeddings, labels)
-            total = total + (part if shares is None else part * shares[i])
+            queue = isinstance(term, memory.MomentumQueue)
+            loss = term(embeddings, labels, keys) if queue else term(embeddings, labels)
+            total = total + weight * (loss if shares is None else loss * shares[i])
         return total
 
     def masses(self, labels: torch.Tensor) -> torch.Tensor:
@@ -66,14 +99,16 @@ class Total(nn.Module):
         return torch.stack([mass.float() for mass in of])
 
     def schedule(self, progress: float) -> None:
-        """Tell every term how much of the training is done, 0 to 1."""
+        """Set the weights, and tell every term, for the part of the training done, 0 to 1."""
+        self.weights = [ramp_factor(ramp, progress) for ramp in self.ramps]
         for term in self.terms:
             if hasattr(term, "schedule"):
                 cast(Any, term).schedule(progress)
 
     def statistics(self) -> dict[str, float]:
-        """What the terms know about their last batch, for the log."""
-        found: dict[str, float] = {}
+        """What the terms know about their last batch, and weights that move, for the log."""
+        moving = [i for i, ramp in enumerate(self.ramps) if ramp["start"] != ramp["end"]]
+        found = {f"head/weight_{i}": self.weights[i] for i in moving}
         for term in self.terms:
             if hasattr(term, "statistics"):
                 found |= {f"head/{k}": v for k, v in cast(Any, term).statistics().items()}
@@ -88,21 +123,54 @@ class Total(nn.Module):
         return None
 
 
+def check(terms: Sequence[Step]) -> None:
+    """Nothing, or what is wrong with a `loss:` list, before anything is built.
+
+    Raises:
+        ConfigError: no term, unknown name or argument, a weight that is neither a positive number
+            nor a ramp.
+    """
+    if not terms:
+        raise ConfigError(f"loss: is empty, name at least one of: {', '.join(KNOWN)}")
+    for i, term in enumerate(terms):
+        bind(_without_weight(term), KNOWN, f"loss[{i}]")
+        try:
+            read_weight(term.get("weight", 1.0))
+        except ValueError as error:
+            raise ConfigError(f"loss[{i}]: {error}") from None
+
+
 def build(terms: Sequence[Step], state: Mapping[str, Any]) -> Total:
     """The criterion that `terms` describe; `state` offers embedding_dim, num_classes, ...
 
     Raises:
-        ConfigError: no term, unknown name or argument, a weight that is not a positive number.
+        ConfigError: see `check`.
+        ValueError: a term refuses its arguments, see `Total` and the term.
     """
-    if not terms:
-        raise ConfigError(f"loss: is empty, name at least one of: {', '.join(KNOWN)}")
-    weights, modules = [], []
-    for i, term in enumerate(terms):
-        weight = term.get("weight", 1.0)
-        number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not number or not 0 < weight < math.inf:
-            raise ConfigError(f"loss[{i}]: weight must be a positive number, got {weight!r}")
-        rest = {k: v for k, v in term.items() if k != "weight"}
-        modules.append(bind(rest, KNOWN, f"loss[{i}]")(state))
-        weights.append(float(weight))
-    return Total(modules, weights)
+    check(terms)
+    modules = [
+        bind(_without_weight(term), KNOWN, f"loss[{i}]")(state) for i, term in enumerate(terms)
+    ]
+    return Total(modules, [term.get("weight", 1.0) for term in terms])
+
+
+def read_weight(given: object) -> dict[str, float]:
+    """The ramp of a term's weight; a number stays as it is.
+
+    Raises:
+        ValueError: neither a positive number nor a ramp that leaves 0 anywhere.
+    """
+    if isinstance(given, Mapping):
+        ramp = read_ramp(given, "weight")
+        if max(ramp["start"], ramp["end"]) > 0:
+            return ramp
+    elif isinstance(given, int | float) and not isinstance(given, bool) and 0 < given < math.inf:
+        return {**read_ramp(None), "start": float(given), "end": float(given)}
+    raise ValueError(
+        f"weight must be a positive number or a ramp such as {{start: 0, end: 1, from: 0.3, over: "
+        f"0.2}}, got {given!r}"
+    )
+
+
+def _without_weight(term: Step) -> Step:
+    return {key: value for key, value in term.items() if key != "weight"}

@@ -21,6 +21,7 @@ from common.losses.batch import (
     with_negative,
 )
 from common.losses.medoids import worst_clustering
+from common.losses.processes import gathered
 
 
 class LiftedStructureLoss(BatchLoss):
@@ -190,7 +191,6 @@ class NCELoss(ReferenceLoss):
         super().__init__()
         check_positive(temperature=temperature)
         self.temperature = temperature
-        # Of several processes the first one's batch counts: DDP copies its buffers to the rest.
         self.register_buffer("log_z", torch.tensor(torch.nan))  # not seen yet
 
     def _compare(self, rows: Tensor, references: Tensor, pairs: Pairs) -> Tensor:
@@ -204,8 +204,11 @@ class NCELoss(ReferenceLoss):
 
     @torch.no_grad()
     def _log_z(self, logits: Tensor, far: Tensor) -> Tensor:
-        count = far.sum().to(logits.dtype)
-        now = masked_logsumexp(logits.view(1, -1), far.view(1, -1))[0] - count.log()
+        total, count = masked_logsumexp(logits.view(1, -1), far.view(1, -1)), far.sum()[None]
+        if self.training:
+            total, count = gathered(total, count)
+        count = count.sum()
+        now = total.logsumexp(0) - count.log()
         log_z = torch.where(self.log_z.isnan() & (count > 0), now.to(self.log_z), self.log_z)
         if self.training:
             self.log_z.copy_(log_z)

@@ -19,7 +19,7 @@ import torch
 
 from common.data import augment
 from common.engine import distributed
-from common.engine.checkpoint import fingerprint, load_tree
+from common.engine.checkpoint import fingerprint, load_lasting, load_tree
 from common.engine.extract import extract
 from common.engine.settings import this_device
 from common.entry import entry, say
@@ -72,7 +72,7 @@ def embed(config: Config, data: Landmarks, folder: Path, device: torch.device) -
     model.load_state_dict(tree["model"])
     model.to(device).eval()
     criterion = criterion_of(config, model.embedding_dim, len(decode_strings(tree["classes"])))
-    criterion.load_state_dict(tree["criterion"])
+    load_lasting(criterion, tree["criterion"])
     view = config.view
     transform = augment.build("none", view.size, False, fit=view.fit)
     card = {"weights": fingerprint(weights)}
