@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from common.models import pooling
-from common.models.pooling import GeM, build_pooling, gem, regions, rmac, spoc
+from common.models.pooling import GeM, build_pooling, gem, regional, regions, rmac, spoc
 from tests.oracles import pooling as oracle
 
 NAMES = pooling.POOLINGS
@@ -78,8 +78,15 @@ def test_spoc_equals_its_twin(shape):
 @pytest.mark.parametrize("name", NAMES)
 def test_module_equals_function(name):
     x = maps(2, 3, 5, 6)
-    functions = [pooling.avg_pool, pooling.max_pool, gem, rmac, spoc]
-    expected = dict(zip(NAMES, functions, strict=True))[name](x)
+    expected = {
+        "avg": pooling.avg_pool,
+        "max": pooling.max_pool,
+        "gem": gem,
+        "gemp": lambda x: gem(x, 4.6),
+        "rgem": lambda x: gem(regional(x)),
+        "rmac": rmac,
+        "spoc": spoc,
+    }[name](x)
     assert torch.equal(build_pooling(name)(x), expected)
 
 
@@ -117,10 +124,57 @@ def test_half_maps_are_pooled_in_float32(name, dtype):
     torch.testing.assert_close(vectors, build_pooling(name)(x.float()))
 
 
+@pytest.mark.parametrize("shape", [(7, 7), (3, 6), (2, 2), (1, 4), (1, 1)])
+def test_regional_equals_its_twin_also_on_maps_smaller_than_a_window(shape):
+    x = maps(2, 2, *shape)
+    torch.testing.assert_close(regional(x).double(), oracle.regional(x), rtol=1e-5, atol=1e-6)
+    found, expected = regional(x, 4.0, size=3), oracle.regional(x, 4.0, size=3)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_regional_equals_torch_lp_pool_and_leaves_a_flat_map_alone():
+    x = maps(2, 3, 6, 7).abs() + 0.1
+    scaled = F.pad(x, (2, 2, 2, 2), mode="reflect") / 25 ** (1 / 2.5)
+    expected = 0.5 * F.lp_pool2d(scaled, 2.5, 5, stride=1) + 0.5 * x
+    torch.testing.assert_close(regional(x), expected)
+    flat = torch.full((1, 2, 4, 4), 0.7)
+    torch.testing.assert_close(regional(flat), flat)
+
+
+def test_regional_gradients():
+    x = (maps(1, 2, 3, 4).double().abs() + 0.05).requires_grad_()
+    assert torch.autograd.gradcheck(regional, x)
+
+
+def test_regional_gem_learns_its_exponent():
+    module = build_pooling("rgem", gem_trainable=True)
+    module(maps(4, 3, 5, 5).abs()).sum().backward()
+    assert module.parts[0].p.grad.item() > 0
+    assert not list(build_pooling("gemp", gem_trainable=True).parameters())  # a fixed 4.6
+
+
+@pytest.mark.parametrize("name", ["gem", "rgem", "avg", "max"])
+def test_a_raised_floor_lifts_weak_activations_before_every_pooling(name):
+    x = maps(2, 3, 4, 4)
+    found = build_pooling(name, floor=0.4)(x)
+    torch.testing.assert_close(found, build_pooling(name)(torch.maximum(x, torch.tensor(0.4))))
+    assert (found >= 0.4 - 1e-6).all()
+    weak = x.clamp(max=0.1)
+    assert (build_pooling(name, floor=0.4)(weak) > build_pooling(name)(weak)).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_poolings_export(name):
+    x = maps(2, 3, 2, 5).abs()
+    module = build_pooling(name, floor=0.01)
+    exported = torch.export.export(module, (x,)).module()
+    torch.testing.assert_close(exported(x), module(x))
+
+
 def test_unknown_names_are_errors():
     with pytest.raises(ValueError, match="did you mean 'gem'"):
         build_pooling("gemm")
-    with pytest.raises(ValueError, match="rmac, spoc"):
+    with pytest.raises(ValueError, match="gemp, rgem, rmac, spoc"):
         build_pooling("")
     with pytest.raises(ValueError, match="gem_p=0"):
         build_pooling("gem", gem_p=0)

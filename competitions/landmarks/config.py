@@ -11,7 +11,7 @@ import torch
 
 from common import config
 from common.data import augment, samplers
-from common.engine.extract import ViewConfig
+from common.engine.extract import ViewConfig, check_merge
 from common.engine.settings import FitConfig, resolve_precision, this_device
 from common.losses import total
 from common.models.embedder import ModelConfig
@@ -89,6 +89,7 @@ def check(settings: Config) -> Config:
             )
     if not settings.view.scales:
         raise config.ConfigError("view.scales is empty: [1.0] is a single view.")
+    check_merge(settings.view.merge, settings.view.merge_p)
     for recipe in (settings.train.augment, *(s.augment for s in settings.train.stages)):
         if recipe is not None:
             augment.build(recipe, 32, True)

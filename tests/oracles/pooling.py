@@ -14,6 +14,47 @@ def gem(maps, p, eps=1e-6):
     return out
 
 
+def regional(maps, p=2.5, size=5, eps=1e-6):
+    """Each position with its window; a step over the border turns round."""
+    out = maps.double().clone()
+    height, width = maps.shape[2:]
+
+    def inside(i, length):
+        while length > 1 and not 0 <= i < length:
+            i = -i if i < 0 else 2 * (length - 1) - i
+        return i if length > 1 else 0
+
+    for b in range(maps.shape[0]):
+        for c in range(maps.shape[1]):
+            for y in range(height):
+                for x in range(width):
+                    total = 0.0
+                    for dy in range(-(size // 2), size // 2 + 1):
+                        for dx in range(-(size // 2), size // 2 + 1):
+                            value = maps[b, c, inside(y + dy, height), inside(x + dx, width)]
+                            total += max(float(value), eps) ** p
+                    mean = (total / size**2) ** (1 / p)
+                    out[b, c, y, x] = 0.5 * float(maps[b, c, y, x]) + 0.5 * mean
+    return out
+
+
+def merged(vectors, how, p):
+    """Views `(V, B, D)` merged one number at a time."""
+    out = torch.zeros(vectors.shape[1:], dtype=torch.float64)
+    for b in range(vectors.shape[1]):
+        low = min(vectors[:, b].flatten().tolist())
+        for d in range(vectors.shape[2]):
+            values = vectors[:, b, d].tolist()
+            if how == "mean":
+                out[b, d] = sum(values) / len(values)
+            elif how == "max":
+                out[b, d] = max(values)
+            else:
+                powers = [(value - low) ** p for value in values]
+                out[b, d] = (sum(powers) / len(powers)) ** (1 / p) + low
+    return out
+
+
 def spoc(maps):
     height, width = maps.shape[2:]
     sigma = min(height, width) / 2 / 3
