@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from common.config import load
+from common.data.tables import DataError
 from common.types import Embeddings
 from competitions.landmarks import ranking
 from competitions.landmarks.config import BASE, Config
-from competitions.landmarks.data import SAMPLE, DataConfig, DataError, read
+from competitions.landmarks.data import SAMPLE, DataConfig, read
 from competitions.landmarks.ensemble import Join, compared
 from competitions.landmarks.ranking import Held, Vectors, apply, held_question
 

@@ -12,12 +12,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from common.data.dataset import check_files
+from common.data.tables import DataError, read_columns, read_frame
 from common.paths import find_data
 from common.types import Table
 
@@ -29,10 +29,6 @@ SLUGS = (
 )
 SAMPLE = Path(__file__).parent / "sample"
 ID = r"[0-9A-Za-z_-]{3,64}"
-
-
-class DataError(ValueError):
-    """Files that cannot be used; the message names file and row and says what to do."""
 
 
 @dataclass
@@ -205,40 +201,14 @@ def _check(found: Landmarks) -> None:
         found.warnings.append(f"{known.sum()} test ids are also train ids, the first is {first}.")
 
 
-def _frame(path: Path, **options: Any) -> pd.DataFrame:
-    """A csv as text."""
-    try:
-        return pd.read_csv(path, dtype=str, **options)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"No file {path}: correct the path or leave the key out.") from None
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not a readable csv: {error}") from None
-
-
 def _csv(path: Path, columns: list[str]) -> pd.DataFrame:
-    """The columns of a csv as text; ids are unique and safe to build paths from."""
-    frame = _frame(path, usecols=lambda name: name in columns)
-    missing = [name for name in columns if name not in frame]
-    if missing:
-        raise DataError(f"{path} has no column {missing[0]!r}; it must have {', '.join(columns)}.")
-    if len(frame) == 0:
-        raise DataError(f"{path} has a header but no rows.")
-
-    def refuse(bad: pd.Series, text: str, column: str = "id") -> None:
-        rows = np.flatnonzero(bad.to_numpy(bool))
-        if len(rows):
-            words = text.format(value=frame[column].iloc[rows[0]], count=len(rows))
-            raise DataError(f"{path} row {rows[0] + 2}: {words}")
-
-    refuse(frame.isna().any(axis=1), "empty value; fill it in or delete the row.")
-    plain = "id {value!r} is not a plain id of 3 or more letters, digits, - or _."
-    refuse(~frame["id"].str.fullmatch(ID), plain)
-    if "landmark_id" in columns:  # Kaggle refuses a submission with other labels
-        whole = "landmark_id {value!r} is not a whole number; write it with digits only."
-        refuse(~frame["landmark_id"].str.fullmatch("[0-9]+"), whole, "landmark_id")
-    once = "id {value} occurs twice; {count} duplicate ids in all, keep one row of each."
-    refuse(frame["id"].duplicated(), once)
-    return frame
+    """The columns of a csv; ids are unique and safe to build paths from."""
+    patterns = {
+        "id": (ID, "a plain id of 3 or more letters, digits, - or _"),
+        # Kaggle refuses a submission with other labels.
+        "landmark_id": ("[0-9]+", "a whole number; write it with digits only"),
+    }
+    return read_columns(path, columns, patterns)
 
 
 def _samples(root: Path) -> tuple[dict[str, Path | None], dict[str, np.ndarray]]:
@@ -247,7 +217,7 @@ def _samples(root: Path) -> tuple[dict[str, Path | None], dict[str, np.ndarray]]
     ids: dict[str, np.ndarray] = {}
     columns = {"landmarks": "recognition", "images": "retrieval"}
     for path in sorted(root.glob("*sample_submission.csv")):
-        header = _frame(path, nrows=0).columns.tolist()
+        header = read_frame(path, nrows=0).columns.tolist()
         task = columns.get(header[1]) if len(header) == 2 and header[0] == "id" else None
         if task is None:
             raise DataError(
