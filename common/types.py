@@ -26,27 +26,39 @@ class Table:
         ids: `(N,)` unicode, each id once.
         paths: `(N,)` bytes, file of each row.
         labels: `(N,)` int64 class index, -1 for none or unknown.
+        boxes: `(N, 4)` x0, y0, x1, y1 in pixels of the file, the part of each image to look at; a
+            row of zeros means all of it. None: all of every image.
     """
 
     ids: np.ndarray
     paths: np.ndarray
     labels: np.ndarray
+    boxes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def take(self, rows: np.ndarray | slice) -> Table:
         """The rows of a boolean mask, an index array, or a slice (which copies nothing)."""
-        return Table(self.ids[rows], self.paths[rows], self.labels[rows])
+        boxes = None if self.boxes is None else self.boxes[rows]
+        return Table(self.ids[rows], self.paths[rows], self.labels[rows], boxes)
 
     @staticmethod
     def concatenate(tables: list[Table]) -> Table:
         """All rows one after another."""
+        boxes = None
+        if any(table.boxes is not None for table in tables):
+            boxes = np.concatenate([_boxes(table) for table in tables])
         return Table(
             np.concatenate([table.ids for table in tables]),
             np.concatenate([table.paths for table in tables]),
             np.concatenate([table.labels for table in tables]),
+            boxes,
         )
+
+
+def _boxes(table: Table) -> np.ndarray:
+    return np.zeros((len(table), 4)) if table.boxes is None else table.boxes
 
 
 def encode_strings(strings: np.ndarray) -> torch.Tensor:

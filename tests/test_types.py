@@ -74,3 +74,12 @@ def test_tables_take_and_join():
     both = Table.concatenate([table.take(np.array([1])), table])
     assert both.ids.tolist() == ["b", "a", "b"]
     assert both.labels.tolist() == [-1, 0, -1]
+
+
+def test_boxes_of_a_table_follow_its_rows():
+    ids, paths, labels = np.array(["a", "b"]), np.array([b"a", b"b"]), np.array([0, 1])
+    boxed = Table(ids, paths, labels, np.array([[0, 0, 2, 2], [1, 1, 3, 3]]))
+    assert boxed.take(np.array([1])).boxes.tolist() == [[1, 1, 3, 3]]
+    plain = Table(np.array(["c"]), np.array([b"c"]), np.array([0]))
+    assert Table.concatenate([boxed, plain]).boxes.tolist()[2] == [0, 0, 0, 0]
+    assert Table.concatenate([plain, plain]).boxes is None
