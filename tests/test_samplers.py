@@ -7,7 +7,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.config import ConfigError
 from common.data import samplers
-from common.data.samplers import PK, ClassBalanced, Shuffled, _deal
+from common.data.draws import deal
+from common.data.samplers import PK, ClassBalanced, Shuffled
 from common.steps import bind, catalog
 from tests.oracles.samplers import balanced_shares
 
@@ -307,8 +308,7 @@ def test_deal_leaves_no_trace_of_the_class_before():
     code = np.repeat([0, 1, 2, 3], [16, 16, 16, 12])
     rng = np.random.default_rng(0)
     met = [
-        sum({1, 2} <= set(code[batch].tolist()) for batch in _deal(code, 2, rng))
-        for _ in range(200)
+        sum({1, 2} <= set(code[batch].tolist()) for batch in deal(code, 2, rng)) for _ in range(200)
     ]
     assert 7.5 < np.mean(met) < 8.5
 

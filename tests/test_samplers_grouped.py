@@ -7,8 +7,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.config import ConfigError
 from common.data import samplers_grouped
+from common.data.grouping import merged
 from common.data.samplers import PK
-from common.data.samplers_grouped import CategoryBalanced, IdentityClusters, _merged
+from common.data.samplers_grouped import CategoryBalanced, IdentityClusters
 from common.steps import bind, catalog
 from tests.oracles import samplers_grouped as oracle
 from tests.test_samplers import epoch_draws, epoch_rows, random_labels
@@ -240,7 +241,7 @@ def test_small_clusters_are_merged_as_by_the_twin(seed):
     rng = np.random.default_rng(seed)
     of = np.unique(rng.integers(0, 9, 25) ** 2, return_inverse=True)[1]
     for least in (1, 2, 4, 9, 25):
-        found = _merged(of, least)
+        found = merged(of, least)
         sets = {frozenset(of[found == one].tolist()) for one in np.unique(found)}
         assert sets == {frozenset(one) for one in oracle.merged(of.tolist(), least)}
         assert np.bincount(found).min() >= least
@@ -325,13 +326,12 @@ def test_steps_by_name():
     assert set(known) == {"category_balanced", "identity_clusters"}
     labels = random_labels(0)
     state = {"labels": labels, "batch_size": 12, "seed": 0}
-    made = bind({"name": "category_balanced", "k": 2, "c": 3}, known)(
-        {**state, "categories": kinds_of(labels, 3)}
-    )
+    step = {"name": "category_balanced", "k": 2, "c": 3}
+    made = bind(step, known)({**state, "groups": kinds_of(labels, 3)})
     assert (made.p, made.k, made.c) == (2, 2, 3)
-    made = bind({"name": "identity_clusters"}, known)({**state, "clusters": kinds_of(labels, 2)})
+    made = bind({"name": "identity_clusters"}, known)({**state, "groups": kinds_of(labels, 2)})
     assert (made.p, made.k) == (3, 4)
-    with pytest.raises(ConfigError, match="needs 'categories'"):
+    with pytest.raises(ConfigError, match="needs 'groups'"):
         bind({"name": "category_balanced"}, known)(state)
 
 
@@ -344,8 +344,8 @@ NINE, THREES = np.arange(9), np.arange(9) % 3
         (lambda: CategoryBalanced(NINE, THREES, batch_size=6, seed=0, k=4), "multiple of 8 = 2 x"),
         (lambda: CategoryBalanced(NINE, THREES, batch_size=6, seed=0, k=4, c=2), "batch_size=6"),
         (lambda: CategoryBalanced(NINE, THREES, batch_size=8, seed=0, k=2, c=4), "there are 3"),
-        (lambda: CategoryBalanced(NINE, THREES, batch_size=8, seed=0, k=0), "got 0 and 2"),
-        (lambda: CategoryBalanced(NINE, THREES, batch_size=8, seed=0, c=0), "got 4 and 0"),
+        (lambda: CategoryBalanced(NINE, THREES, batch_size=8, seed=0, k=0), "got 0, 2 and 1"),
+        (lambda: CategoryBalanced(NINE, THREES, batch_size=8, seed=0, c=0), "got 4, 0 and 1"),
         (lambda: CategoryBalanced(NINE, THREES[:8], batch_size=8, seed=0), "each of 9 rows"),
         (lambda: CategoryBalanced(NINE, THREES / 1, batch_size=8, seed=0), "float64"),
         (lambda: CategoryBalanced(NINE, THREES - 1, batch_size=8, seed=0), "-1 of row 0 is neg"),

@@ -9,72 +9,13 @@ The global batches depend on (seed, epoch) alone; a rank takes its contiguous sl
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from common.data.folds import check_labels
-
-Array = np.ndarray
+from common.data.draws import Array, Batches, Classes, deal, levelled, numbers
 
 
-class _Batches:
-    """Cuts the draws of an epoch into batches; subclasses plan the draws."""
-
-    _plan: Callable[[np.random.Generator], Array]
-
-    def __init__(
-        self, labels: Array, batch_size: int, seed: int, rank: int | None, world: int | None
-    ) -> None:
-        self.labels = check_labels(labels)
-        # As torchrun tells them: a default of 0 of 1 would let all ranks train on all images.
-        rank = int(os.environ.get("RANK", "0")) if rank is None else rank
-        world = int(os.environ.get("WORLD_SIZE", "1")) if world is None else world
-        if not 0 <= rank < world or seed < 0:
-            raise ValueError(f"Need 0 <= rank < world and seed >= 0, got {rank}, {world}, {seed}.")
-        if batch_size < world:
-            raise ValueError(
-                f"batch_size={batch_size} is for all {world} ranks together; raise it."
-            )
-        self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
-        self.epoch = self.start = 0
-
-    def _cut(self, draws: int, batches: int) -> None:
-        if draws // batches < self.world:
-            raise ValueError(
-                f"{draws} images in {batches} batches leave some of the {self.world} ranks without "
-                "an image; set batch_size to at least twice the number of ranks."
-            )
-        self._draws, self._batches = draws, batches
-
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose what the next iteration gives: `epoch`, without its first `start` batches."""
-        if epoch < 0 or not 0 <= start <= len(self):
-            raise ValueError(
-                f"No epoch {epoch} from batch {start}: an epoch has {len(self)}; was the state "
-                "saved with another batch size or table?"
-            )
-        self.epoch, self.start = epoch, start
-
-    def __len__(self) -> int:
-        """Batches per epoch, those skipped by `start` included."""
-        return self._batches
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, self.epoch])))
-        rows = self._plan(rng)  # (draws,), batch after batch
-        stream = self.epoch * 2**32
-        for batch in range(self.start, self._batches):
-            first = batch * self._draws // self._batches
-            size = (batch + 1) * self._draws // self._batches - first
-            low = first + size * self.rank // self.world
-            high = first + size * (self.rank + 1) // self.world
-            streams = range(stream + low, stream + high)
-            yield list(zip(rows[low:high].tolist(), streams, strict=True))
-
-
-class Shuffled(_Batches):
+class Shuffled(Batches):
     """All rows in random order, label -1 included, in batches whose sizes differ by at most one.
 
     Args:
@@ -104,22 +45,26 @@ class Shuffled(_Batches):
         return rng.permutation(len(self.labels))
 
 
-class ClassBalanced(_Batches):
+class ClassBalanced(Batches):
     """Every labelled row once, and extra draws that lift rare classes towards shares `n^power`.
 
     With N labelled rows an epoch has `T = N + round(extra * N)` draws. A class of n images gets
     `max(n, t * n^power)` of them, t such that they add up to T: the closest to the wished shares
     that leaves no image out. Fractions are rounded to a neighbouring integer, at random per epoch.
-    The images of a class are drawn equally often, give or take one. Label -1 is left out.
+    The images of a class are drawn equally often, give or take one. With `extra` 0 this is a
+    shuffle of the labelled rows, with `unknown` one that has a wished share of unknown ones.
 
     Args:
         labels: `(N,)` integers, -1 for no class.
         batch_size: global; sizes differ by at most one. `seed`, `rank`, `world` as in `Shuffled`.
         power: 0 aims at equally many draws per class, 1 keeps the natural shares.
         extra: draws beyond the first N, as a share of N; 0 lifts nothing.
+        unknown: share of all draws that are of rows labelled -1 (new_whale), evenly over the
+            batches; all take their turn, over several epochs if need be. 0 leaves them out.
 
     Raises:
-        ValueError: bad labels or no class at all, or a rank would get an empty slice.
+        ValueError: bad labels or no class at all, no -1 for `unknown`, or a rank would get an
+            empty slice.
     """
 
     def __init__(
@@ -132,16 +77,20 @@ class ClassBalanced(_Batches):
         world: int | None = None,
         power: float = 0.0,
         extra: float = 1.0,
+        unknown: float = 0.0,
     ) -> None:
         super().__init__(labels, batch_size, seed, rank, world)
+        self._find_unknown(unknown)
         if not 0 <= power <= 1 or extra < 0:
             raise ValueError(f"power must be in [0, 1] and extra >= 0, got {power} and {extra}.")
-        self._classes = _Classes(self.labels)
+        self._classes = Classes(self.labels)
         images = int(self._classes.counts.sum())
         self._extra = round(extra * images)
-        self._cut(images + self._extra, math.ceil((images + self._extra) / batch_size))
+        self._strangers = round((images + self._extra) * unknown / (1 - unknown))
+        draws = images + self._extra + self._strangers
+        self._cut(draws, math.ceil(draws / batch_size))
         counts = self._classes.counts.astype(np.float64)
-        self._lift = _level(counts, counts**power, images + self._extra) - counts
+        self._lift = levelled(counts, counts**power, images + self._extra) - counts
 
     def _plan(self, rng: np.random.Generator) -> Array:
         # Systematic sampling: one random offset rounds all fractions and keeps their exact sum.
@@ -152,10 +101,16 @@ class ClassBalanced(_Batches):
         draws = self._classes.counts.copy()
         draws[order] += np.diff(steps, prepend=0)
         code = np.repeat(np.arange(len(draws)), draws)
-        return rng.permutation(self._classes.take(rng, code, _numbers(draws)))
+        rows = np.empty(self._draws, np.int64)
+        strange = np.zeros(self._draws, bool)
+        spread = (np.arange(self._strangers) + 0.5) * (self._draws / max(self._strangers, 1))
+        strange[spread.astype(np.int64)] = True
+        rows[strange] = self._draw_unknown(self._strangers)
+        rows[~strange] = rng.permutation(self._classes.take(rng, code, numbers(draws)))
+        return rows
 
 
-class PK(_Batches):
+class PK(Batches):
     """P classes x k images in every batch, and every labelled row at least once per epoch.
 
     An epoch shuffles each class, cuts it into groups of k (the last one filled from the start of
@@ -169,8 +124,8 @@ class PK(_Batches):
         batch_size: global, `P * k` (plus the unknown ones). `seed`, `rank`, `world` as in
             `Shuffled`; when P is a multiple of `world`, a rank gets whole groups.
         k: images per class.
-        unknown: share of each batch drawn evenly from the rows labelled -1 (new_whale), as many
-            per epoch as its batches need, not all. 0 leaves them out.
+        unknown: share of each batch drawn from the rows labelled -1 (new_whale), which take turns
+            over the epochs. 0 leaves them out.
 
     Raises:
         ValueError: `batch_size` does not fit k, fewer than P classes, no -1 for `unknown`.
@@ -188,8 +143,9 @@ class PK(_Batches):
         unknown: float = 0.0,
     ) -> None:
         super().__init__(labels, batch_size, seed, rank, world)
-        if k < 1 or not 0 <= unknown < 1:
-            raise ValueError(f"k must be at least 1 and unknown in [0, 1), got {k} and {unknown}.")
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}.")
+        self._find_unknown(unknown)
         self._strangers = round(batch_size * unknown)
         self.p, rest = divmod(batch_size - self._strangers, k)
         if rest or not self.p:
@@ -198,10 +154,7 @@ class PK(_Batches):
                 f"{k} images; change it or k."
             )
         self.k = k
-        self._unknown = np.flatnonzero(self.labels < 0)
-        if self._strangers and not len(self._unknown):
-            raise ValueError(f"unknown={unknown} but no row is labelled -1; set it to 0.")
-        self._classes = _Classes(self.labels)
+        self._classes = Classes(self.labels)
         if len(self._classes.counts) < self.p:
             raise ValueError(
                 f"A batch of {self.p} classes x {k} needs {self.p} classes, the table has "
@@ -215,16 +168,11 @@ class PK(_Batches):
         order = rng.permutation(len(self._groups))
         groups = self._filled(order)
         code = np.repeat(order, groups[order])
-        dealt = _deal(code, self.p, rng)  # (M, P)
-        number = _numbers(groups[order])[dealt][..., None] * self.k + np.arange(self.k)
+        dealt = deal(code, self.p, rng)  # (M, P)
+        number = numbers(groups[order])[dealt][..., None] * self.k + np.arange(self.k)
         code = np.broadcast_to(code[dealt][..., None], number.shape)
         rows = self._classes.take(rng, code, number)  # (M, P, k)
-        strangers = self._strangers * len(rows)
-        unknown = rng.permutation(self._unknown)[np.arange(strangers) % max(len(self._unknown), 1)]
-        # In equal chunks, so that ranks that take whole chunks get their part of the unknown too.
-        chunks = math.gcd(self.p, self._strangers)
-        known, unknown = (x.reshape(len(rows), chunks, -1) for x in (rows, unknown))
-        return np.concatenate([known, unknown], axis=2).ravel()
+        return self._add_unknown(rows, self._strangers, self.p)
 
     def _filled(self, order: Array) -> Array:
         """`(C,)` groups per class with the extra ones that fill the last batch.
@@ -235,64 +183,5 @@ class PK(_Batches):
         first, batches = order[: self.p], len(self)
         missing = self.p * batches - int(self._groups.sum())
         room = np.clip(batches - self._groups[first], 0, missing)
-        chosen = np.repeat(first, room)[np.argsort(_numbers(room), kind="stable")[:missing]]
+        chosen = np.repeat(first, room)[np.argsort(numbers(room), kind="stable")[:missing]]
         return np.asarray(self._groups + np.bincount(chosen, minlength=len(self._groups)))
-
-
-class _Classes:
-    """The labelled rows, sorted by class."""
-
-    def __init__(self, labels: Array) -> None:
-        known = np.flatnonzero(labels >= 0)
-        if not len(known):
-            raise ValueError("All labels are -1: there is no class to draw from; use `shuffled`.")
-        _, code, self.counts = np.unique(labels[known], return_inverse=True, return_counts=True)
-        order = np.argsort(code, kind="stable")
-        self.rows, self.code = known[order], code[order].astype(np.int32)
-        self.starts = np.cumsum(self.counts) - self.counts
-
-    def take(self, rng: np.random.Generator, code: Array, number: Array) -> Array:
-        """Rows by class and running number; a class is shuffled, then taken cyclically."""
-        mixed = rng.permutation(len(self.rows))
-        # A stable sort of integers is the same on every machine of one job.
-        mixed = mixed[np.argsort(self.code[mixed], kind="stable")]
-        return np.asarray(self.rows[mixed[self.starts[code] + number % self.counts[code]]])
-
-
-def _numbers(counts: Array) -> Array:
-    """0 to n - 1 for every n of counts, one after another."""
-    return np.asarray(np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts))
-
-
-def _level(counts: Array, weights: Array, total: int) -> Array:
-    """`max(counts, t * weights)` with the t for which they sum to `total`."""
-    ratio = counts / weights
-    order = np.argsort(ratio, kind="stable")
-    # If the first i + 1 classes are lifted, t is what the others leave, over their weights.
-    left = total - (counts.sum() - np.cumsum(counts[order]))
-    level = left / np.cumsum(weights[order])
-    lifted = np.argmax(level <= np.append(ratio[order][1:], np.inf))
-    return np.asarray(np.maximum(counts, level[lifted] * weights))
-
-
-def _deal(code: Array, p: int, rng: np.random.Generator) -> Array:
-    """`(M, P)` numbers of the groups in each of M batches; `code` is their class, sorted in runs.
-
-    Slot by slot: the next M groups go to the M batches in random order. Only the class that began
-    in an earlier slot could meet itself: its groups go first, to the batches with least of it.
-    """
-    batches = len(code) // p
-    table = np.empty((batches, p), np.int64)
-    load, open_class = np.zeros(batches, np.int64), -1
-    for slot, block in enumerate(code.reshape(p, batches)):
-        order = rng.permutation(batches)
-        head = np.count_nonzero(block == open_class)
-        if head:
-            order = order[np.argsort(load[order], kind="stable")]
-            order[head:] = rng.permutation(order[head:])
-        table[order, slot] = slot * batches + np.arange(batches)
-        if block[-1] != open_class:
-            load[:] = 0
-        load[order[block == block[-1]]] += 1
-        open_class = block[-1]
-    return table

@@ -1,37 +1,115 @@
 """Batch samplers that choose which classes meet: balanced categories, clusters of look-alikes.
 
-for rows in CategoryBalanced(labels, categories=of_rows, batch_size=64, seed=0, k=4, c=2): ...
+train.sampler: {name: category_balanced, k: 4, c: 2, source: categories.csv}
+train.sampler: {name: identity_clusters, k: 4, number: 20, every: 2}
 
 They keep the promises of `common.data.samplers`: every labelled row in every epoch, classes of one
 image too, and global batches that depend on (seed, epoch) alone, of which a rank takes its slice.
+Clusters of the model's present vectors are found anew every so many epochs; `state_dict` holds
+them, so that a training resumed within an epoch goes on with the same batches.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import numpy as np
-from scipy import sparse
+import torch
 
-from common.data.folds import check_labels
-from common.data.samplers import Array, _Batches, _Classes, _deal, _level, _numbers
+from common.data.draws import Array, Batches, Classes, deal, levelled, numbers, spread
+from common.data.grouping import cluster_classes, merged, per_class
+
+# A group for each row, or a function of source and number that finds them when it is called.
+Groups = Array | Callable[[str, int], Array]
+MOVING = ("embeddings", "centers")  # sources that change as the model learns
 
 
-class _Cells(_Batches):
+class _Cells(Batches):
     """Batches of c cells; a cell is p x k images of p classes of one category or cluster."""
 
-    def _prepare(self, kinds: Array, k: int, c: int) -> Array:
-        """`(C,)` number of each class's category or cluster, once the arguments fit together."""
-        if k < 1 or c < 1:
-            raise ValueError(f"k and c must be at least 1, got {k} and {c}.")
-        self.k, self.c = k, c
-        self.p, rest = divmod(self.batch_size, k * c)
+    _arrange_groups: Callable[[Array], None]
+
+    def __init__(
+        self,
+        labels: Array,
+        groups: Groups,
+        batch_size: int,
+        seed: int,
+        rank: int | None,
+        world: int | None,
+        k: int,
+        c: int,
+        source: str,
+        number: int,
+        every: int,
+        unknown: float,
+    ) -> None:
+        super().__init__(labels, batch_size, seed, rank, world)
+        if k < 1 or c < 1 or every < 1:
+            raise ValueError(f"k, c and every must be at least 1, got {k}, {c} and {every}.")
+        self._find_unknown(unknown)
+        self._strangers = round(batch_size * unknown)
+        self.k, self.c, self.every = k, c, every
+        self.p, rest = divmod(batch_size - self._strangers, k * c)
         if rest or not self.p:
+            strange = f" without its {self._strangers} unknown" if self._strangers else ""
             raise ValueError(
-                f"batch_size={self.batch_size} must be a multiple of {c * k} = {c} x {k} images; "
-                "change it or k."
+                f"batch_size={batch_size}{strange} must be a multiple of {c * k} = {c} x {k} "
+                "images; change it or k."
             )
-        self._classes = _Classes(self.labels)
+        self._classes = Classes(self.labels)
         self._groups = -(-self._classes.counts // k)
-        return _per_class(self._classes, kinds, len(self.labels))
+        self._of: Array | None = None  # (C,) group of each class
+        self._found_at = -1
+        self._find: Callable[[], Array] | None = None
+        if callable(groups) and source in MOVING:
+            self._find = lambda: groups(source, number)
+        else:
+            self._group(groups(source, number) if callable(groups) else groups)
+
+    def _group(self, groups: Array) -> None:
+        self._regroup(per_class(self._classes, groups, len(self.labels)))
+
+    def _regroup(self, of: Array) -> None:
+        self._of = of
+        self._arrange_groups(of)
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose what the next iteration gives, and find the groups anew when that is due."""
+        due = start == 0 and epoch % self.every == 0 and epoch != self._found_at
+        if self._find is not None and (due or self._of is None):
+            self._group(self._find())
+            self._found_at = epoch
+        super().set_epoch(epoch, start)
+
+    def __len__(self) -> int:
+        """Batches per epoch; another number after groups were found anew."""
+        if self._of is None:
+            self.set_epoch(self.epoch, self.start)
+        return super().__len__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The groups that were found, and in which epoch; empty for groups that stay."""
+        if self._find is None or self._of is None:
+            return {}
+        return {"groups": torch.from_numpy(self._of), "found_at": self._found_at}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the groups of a saved state.
+
+        Raises:
+            ValueError: groups of another number of classes.
+        """
+        if not state or self._find is None:
+            return
+        if len(state["groups"]) != len(self._groups):
+            raise ValueError(
+                f"The state has groups of {len(state['groups'])} classes, the table has "
+                f"{len(self._groups)} classes: was it saved with another table?"
+            )
+        self._regroup(state["groups"].numpy())
+        self._found_at = int(state["found_at"])
 
     def _needed(self, of: Array) -> Array:
         """Cells that hold all groups of each category or cluster."""
@@ -41,24 +119,26 @@ class _Cells(_Batches):
         """Take the number of each class's category or cluster, and how often to draw those."""
         self._members = np.split(np.argsort(of, kind="stable"), np.cumsum(np.bincount(of))[:-1])
         self._number = cells
-        self._cut(int(cells.sum()) * self.p * self.k, int(cells.sum()) // self.c)
+        batches = int(cells.sum()) // self.c
+        self._cut(batches * self.batch_size, batches)
 
     def _plan(self, rng: np.random.Generator) -> Array:
         order = rng.permutation(len(self._number))
         parts = [self._split(kind, rng) for kind in order]
-        dealt = _deal(np.repeat(order, self._number[order]), self.c, rng)  # (M, c)
+        dealt = deal(np.repeat(order, self._number[order]), self.c, rng)  # (M, c)
         code, number = (np.concatenate(x)[dealt][..., None] for x in zip(*parts, strict=True))
         number = number * self.k + np.arange(self.k)  # (M, c, p, k)
-        return self._classes.take(rng, np.broadcast_to(code, number.shape), number).ravel()
+        rows = self._classes.take(rng, np.broadcast_to(code, number.shape), number)
+        return self._add_unknown(rows, self._strangers, self.c * self.p)
 
     def _split(self, kind: int, rng: np.random.Generator) -> tuple[Array, Array]:
         """`(cells, p)` class of each group of k images, and the group's number in the class."""
         order, cells = rng.permutation(self._members[kind]), int(self._number[kind])
         groups = self._groups[order]
-        groups = groups + _spread(groups, cells * self.p - int(groups.sum()), cells)
+        groups = groups + spread(groups, cells * self.p - int(groups.sum()), cells)
         code = np.repeat(order, groups)
-        dealt = _deal(code, self.p, rng)
-        return code[dealt], _numbers(groups)[dealt]
+        dealt = deal(code, self.p, rng)
+        return code[dealt], numbers(groups)[dealt]
 
 
 class CategoryBalanced(_Cells):
@@ -73,21 +153,28 @@ class CategoryBalanced(_Cells):
     which leaves out what does not fill a batch.
 
     Args:
-        labels: `(N,)` integers, -1 for no class; those rows are left out.
-        categories: `(N,)` integers from 0, one per class; what rows without a class have is free.
-        batch_size: global, `c * (P / c) * k`. `seed`, `rank`, `world` as in `Shuffled`; when c is a
-            multiple of `world`, a rank gets whole categories.
+        labels: `(N,)` integers, -1 for no class.
+        groups: offered by the pipeline; or `(N,)` integers from 0, one per class, which stay.
+        batch_size: global, `c * (P / c) * k` (plus the unknown ones). `seed`, `rank`, `world` as in
+            `Shuffled`; when c is a multiple of `world`, a rank gets whole categories.
         k: images per class.
         c: categories per batch.
+        source: a csv file with a category per label (`file.csv`, or `file.csv:column`), looked for
+            in the data folder; or, where nobody named categories, embeddings or centers for
+            clusters of classes as in `IdentityClusters`.
+        number: of clusters, for embeddings and centers.
+        every: epochs between two searches for clusters.
+        unknown: as in `PK`.
 
     Raises:
-        ValueError: `batch_size` does not fit, fewer than c categories, a class in two categories.
+        ValueError: `batch_size` does not fit, fewer than c categories, a class in two categories,
+            no -1 for `unknown`.
     """
 
     def __init__(
         self,
         labels: Array,
-        categories: Array,
+        groups: Groups,
         *,
         batch_size: int,
         seed: int,
@@ -95,15 +182,22 @@ class CategoryBalanced(_Cells):
         world: int | None = None,
         k: int = 4,
         c: int = 2,
+        source: str = "embeddings",
+        number: int = 10,
+        every: int = 1,
+        unknown: float = 0.0,
     ) -> None:
-        super().__init__(labels, batch_size, seed, rank, world)
-        of = self._prepare(categories, k, c)
-        cells = self._needed(of)
+        super().__init__(
+            labels, groups, batch_size, seed, rank, world, k, c, source, number, every, unknown
+        )
+
+    def _arrange_groups(self, of: Array) -> None:
+        cells, c = self._needed(of), self.c
         if len(cells) < c:
             raise ValueError(f"c={c} categories per batch, but there are {len(cells)}; lower c.")
         total = c * max(-(-int(cells.sum()) // c), int(cells.max()))
         # No level is above the number of batches, so a category need not be twice in one.
-        level = _level(cells.astype(np.float64), np.ones(len(cells)), total)
+        level = levelled(cells.astype(np.float64), np.ones(len(cells)), total)
         cells = np.floor(level).astype(np.int64)
         cells[np.argsort(cells, kind="stable")[: total - int(cells.sum())]] += 1
         self._arrange(of, cells)
@@ -117,122 +211,54 @@ class IdentityClusters(_Cells):
     one cluster ("subspace") a hard negative is near. Clusters of fewer than P classes are merged.
     A class is twice in a batch only if it has more groups of k than its cluster has batches. The
     batches of all clusters are shuffled, all ranks are in the same cluster at a time. Beware of
-    one individual under two labels: here its images meet as negatives. To refresh the clusters,
-    make a new sampler. Use it with the miner `batch_ohnm`.
+    one individual under two labels: here its images meet as negatives. Use it with the miner
+    `batch_ohnm`.
 
     Args:
-        labels: `(N,)` integers, -1 for no class; those rows are left out.
-        clusters: `(N,)` integers from 0, one per class, such as `IdentityClusters.find` makes.
-        batch_size: global, `P * k`. `seed`, `rank`, `world` as in `Shuffled`.
+        labels: `(N,)` integers, -1 for no class.
+        groups: offered by the pipeline; or `(N,)` integers from 0, one per class, which stay, such
+            as `IdentityClusters.find` makes.
+        batch_size: global, `P * k` (plus the unknown ones). `seed`, `rank`, `world` as in
+            `Shuffled`.
         k: images per class.
+        source: what classes are clustered by: embeddings, the mean of the present model's for a few
+            images of each class; centers, those of the head, which cost nothing and mean nothing
+            before it has learnt; or a csv as in `CategoryBalanced`.
+        number: of clusters; the paper has 10 for 100K classes.
+        every: epochs between two searches for clusters.
+        unknown: as in `PK`.
 
     Raises:
-        ValueError: `batch_size` does not fit k, fewer than P classes, a class in two clusters.
+        ValueError: `batch_size` does not fit k, fewer than P classes, a class in two clusters, no
+            -1 for `unknown`.
     """
 
     def __init__(
         self,
         labels: Array,
-        clusters: Array,
+        groups: Groups,
         *,
         batch_size: int,
         seed: int,
         rank: int | None = None,
         world: int | None = None,
         k: int = 4,
+        source: str = "embeddings",
+        number: int = 10,
+        every: int = 1,
+        unknown: float = 0.0,
     ) -> None:
-        super().__init__(labels, batch_size, seed, rank, world)
-        of = self._prepare(clusters, k, 1)
-        if len(of) < self.p:
+        super().__init__(
+            labels, groups, batch_size, seed, rank, world, k, 1, source, number, every, unknown
+        )
+        if len(self._groups) < self.p:
             raise ValueError(
                 f"A batch of {self.p} classes x {k} needs {self.p} classes, the table has "
-                f"{len(of)}; raise k or lower batch_size."
+                f"{len(self._groups)}; raise k or lower batch_size."
             )
-        of = _merged(of, self.p)
+
+    def _arrange_groups(self, of: Array) -> None:
+        of = merged(of, min(self.p, len(of)))
         self._arrange(of, self._needed(of))
 
-    @staticmethod
-    def find(vectors: Array, labels: Array, number: int = 10, seed: int = 0) -> Array:
-        """`(N,)` cluster of each row's class by k-means over mean embeddings; 0 for label -1.
-
-        Args:
-            vectors: `(N, D)` unit embeddings of the rows, by a model trained before.
-            labels: `(N,)` integers, -1 for no class.
-            number: of clusters, at most the number of classes; the paper has 10 for 100K classes.
-            seed: of the k-means.
-
-        Raises:
-            ValueError: not as many vectors as labels, or more clusters than classes.
-        """
-        classes = _Classes(check_labels(labels))
-        if len(vectors) != len(labels) or not 1 <= number <= len(classes.counts):
-            raise ValueError(
-                f"Need a vector per label and 1 to {len(classes.counts)} clusters, got "
-                f"{len(vectors)} for {len(labels)} labels and number={number}."
-            )
-        from sklearn.cluster import KMeans  # slow to import, and only needed here
-
-        ones = np.ones(len(classes.rows), np.float32)
-        shape = len(classes.counts), len(labels)
-        sums = sparse.csr_array((ones, (classes.code, classes.rows)), shape) @ np.asarray(
-            vectors, np.float32
-        )
-        means = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
-        found = KMeans(number, n_init=1, random_state=seed).fit_predict(means)
-        clusters = np.zeros(len(labels), np.int64)
-        clusters[classes.rows] = found[classes.code]
-        return clusters
-
-
-def _per_class(classes: _Classes, groups: Array, rows: int) -> Array:
-    """`(C,)` group of each class, numbered from 0 without gaps."""
-    groups = np.asarray(groups)
-    if groups.shape != (rows,) or not np.issubdtype(groups.dtype, np.integer):
-        raise ValueError(
-            f"Need an integer category or cluster for each of {rows} rows, got {groups.dtype} "
-            f"{groups.shape}."
-        )
-    known = groups[classes.rows]
-    own = known[classes.starts]
-    for wrong, what in ((known < 0, "is negative"), (known != own[classes.code], "differs")):
-        if wrong.any():
-            row = int(classes.rows[np.argmax(wrong)])
-            raise ValueError(f"Category or cluster {groups[row]} of row {row} {what} in its class.")
-    return np.unique(own, return_inverse=True)[1]
-
-
-def _spread(counts: Array, missing: int, most: int) -> Array:
-    """What to add to counts for a sum higher by `missing`: evenly, up to `most` while that fits.
-
-    The first entries get the rest of a division.
-    """
-    extra = np.zeros_like(counts)
-    while missing:
-        room = np.maximum(most - counts - extra, 0)
-        open_ = np.flatnonzero(room)
-        if not len(open_):
-            extra += missing // len(counts)
-            extra[: missing % len(counts)] += 1
-            break
-        step = max(1, min(int(room[open_].min()), missing // len(open_)))
-        open_ = open_[:missing]
-        extra[open_] += step
-        missing -= step * len(open_)
-    return extra
-
-
-def _merged(of: Array, least: int) -> Array:
-    """`(C,)` cluster of each class, those of fewer than `least` classes joined to larger ones."""
-    sizes = np.bincount(of)
-    large = np.flatnonzero(sizes >= least)
-    joined: list[list[int]] = [[]]
-    for cluster in np.flatnonzero(sizes < least):
-        joined[-1].append(int(cluster))
-        if sizes[joined[-1]].sum() >= least:
-            joined.append([])
-    rest, target = joined.pop(), np.arange(len(sizes))
-    for clusters in joined:
-        target[clusters] = clusters[0]
-    if rest:  # joined to some cluster: all classes together are at least as many as that
-        target[rest] = joined[-1][0] if joined else large[np.argmin(sizes[large])]
-    return np.unique(target[of], return_inverse=True)[1]
+    find = staticmethod(cluster_classes)

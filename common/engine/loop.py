@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -109,14 +109,16 @@ class Loop:
         self.average = Average(self.trained, config.ema) if config.ema else None
         self.progress = Progress()
         self.interrupt = Interrupt()
+        self.sampler: Any = None
+        self.restored: dict[str, Any] | None = None  # the sampler's state, until it is there
         self.wrapped, self.optimizer = self.accelerator.prepare(self.trained, optimizer)
 
     def epoch(self, data: DataLoader[Any], stage: Stage, before: int, total: int) -> Metrics:
         """Train over what is left of the epoch; returns its training metrics."""
         config, progress = self.config, self.progress
-        length = len(data)
         number = before + progress.epoch
-        data.batch_sampler.set_epoch(number, progress.batch)  # type: ignore[union-attr]
+        self._start_sampler(data, number)
+        length = len(data)
         started = saved = time.monotonic()
         minutes = progress.minutes
         running, norms = torch.tensor(progress.loss, device=self.device), []
@@ -170,6 +172,15 @@ class Loop:
         if self.device.type == "cuda":
             metrics["train/memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
         return metrics
+
+    def _start_sampler(self, data: DataLoader[Any], number: int) -> None:
+        """Tell the sampler where the training is; one with a state first gets what was saved."""
+        self.sampler = sampler = cast(Any, data.batch_sampler)
+        # At the start of a stage the saved state is that of another sampler.
+        if self.restored and (self.progress.epoch or self.progress.batch):
+            sampler.load_state_dict(self.restored)
+        self.restored = None
+        sampler.set_epoch(number, self.progress.batch)
 
     def _factor(self, stage: Stage, batch: int, length: int) -> float:
         """Share of the peak rates at a batch of the present epoch, which has `length`."""
@@ -258,6 +269,7 @@ class Loop:
                 "optimizer": self.optimizer.state_dict(),
                 "average": self.average and {"n": self.average.updates, **self.average.state},
                 "scaler": scaler and scaler.state_dict(),
+                "sampler": self.sampler.state_dict() if hasattr(self.sampler, "state_dict") else {},
             }
             save_tree(self.folder / "state" / "last.safetensors", tree)
 
@@ -274,6 +286,7 @@ class Loop:
         if self.average is not None:
             self.average.updates = tree["average"].pop("n")
             self.average.state = {k: v.to(self.device) for k, v in tree["average"].items()}
+        self.restored = tree.get("sampler")
         if self.accelerator.scaler is not None and tree["scaler"]:
             self.accelerator.scaler.load_state_dict(tree["scaler"])
         return True

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from common import config
-from common.data import augment, samplers
+from common.data import augment, samplers, samplers_grouped
 from common.engine.extract import ViewConfig, check_merge
 from common.engine.settings import FitConfig, resolve_precision, this_device
 from common.losses import total
@@ -26,7 +26,7 @@ BASE = Path(__file__).with_name("config.yaml")
 SCRIPT = f"competitions/{Path(__file__).parent.name}"
 RUNS = Path("runs") / Path(__file__).parent.name
 
-SAMPLERS = catalog(samplers)
+SAMPLERS = catalog(samplers, samplers_grouped)
 # What a chain starts from; every chain must leave `neighbors`.
 STATE = {
     "queries",
@@ -94,10 +94,7 @@ def check(settings: Config) -> Config:
         if recipe is not None:
             augment.build(recipe, 32, True)
     resolve_precision(settings.train.precision, this_device())
-    if not settings.loss:
-        raise config.ConfigError(f"loss: is empty, name at least one of: {', '.join(total.KNOWN)}")
-    for i, term in enumerate(settings.loss):
-        bind({k: v for k, v in term.items() if k != "weight"}, total.KNOWN, f"loss[{i}]")
+    total.check(settings.loss)
     bind(settings.train.sampler, SAMPLERS, "train.sampler")
     for task in ("recognition", "retrieval"):
         steps = getattr(settings, task)

@@ -26,13 +26,15 @@ from common.config import same_run
 from common.data import augment
 from common.data.dataset import ImageDataset, loader
 from common.engine import distributed
+from common.engine.extract import ViewConfig, embed_table
 from common.engine.fit import fit
+from common.engine.grouping import Grouping
 from common.engine.settings import Stage, this_device, worker_count
 from common.entry import entry, say
 from common.losses.theory import advice
 from common.models.embedder import Embedder
 from common.steps import bind
-from common.types import encode_strings
+from common.types import Embeddings, Table, encode_strings
 
 from .config import RUNS, SAMPLERS, Config, command, criterion_of
 from .data import Landmarks, read
@@ -75,10 +77,30 @@ def train(config: Config, data: Landmarks, held: Held | None, folder: Path) -> P
         table = data.train.take(rows)
         transform = augment.build(stage.augment or config.train.augment, stage.size, True)
         images = ImageDataset(
-            table.paths, table.labels, size=stage.size, transform=transform, seed=config.seed
+            table.paths,
+            table.labels,
+            size=stage.size,
+            transform=transform,
+            seed=config.seed,
+            second=criterion.second_view,
         )
+        view = ViewConfig(size=stage.size, fit=config.view.fit, batch_size=config.view.batch_size)
+        plain = augment.build("none", stage.size, False, fit=view.fit)
+
+        def embed(table: Table) -> Embeddings:
+            return embed_table(model, table, view, plain, device)
+
         sampler = bind(config.train.sampler, SAMPLERS)(
             labels=table.labels,
+            groups=Grouping(
+                table,
+                data.classes,
+                root=data.root,
+                column="landmark_id",
+                embed=embed,
+                centers=criterion.centers,
+                seed=config.seed,
+            ),
             batch_size=config.train.batch_size,
             seed=config.seed,
             rank=distributed.rank(),

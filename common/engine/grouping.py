@@ -1,0 +1,95 @@
+"""What the `source:` of the grouped samplers means while a model trains: a csv, or its vectors now.
+
+groups = Grouping(table, classes, root=root, column="landmark_id", embed=embed, centers=centers)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from common.data.grouping import cluster_classes, read_categories
+from common.engine import distributed
+from common.types import Embeddings, Table
+
+IMAGES = 4  # of each class that are embedded: the mean of more hardly moves, and costs a pass
+
+
+class Grouping:
+    """Groups of each row's class, the same on all processes; call with source and number.
+
+    Args:
+        table: the rows that the sampler draws from.
+        classes: `(C,)` names of the classes, as text; a label is a position in it.
+        root: the data folder, where a csv is looked for.
+        column: of the labels in that csv.
+        embed: embeddings of a table by the model as it is now; called on every process.
+        centers: `(C, K, D)` class centres of the head as they are now, or None.
+        seed: of the k-means.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        classes: np.ndarray,
+        *,
+        root: Path,
+        column: str,
+        embed: Callable[[Table], Embeddings],
+        centers: Callable[[], torch.Tensor | None],
+        seed: int = 0,
+    ) -> None:
+        self.table, self.classes, self.root, self.column = table, classes, root, column
+        self.embed, self.centers, self.seed = embed, centers, seed
+
+    def __call__(self, source: str, number: int) -> np.ndarray:
+        """`(N,)` group of each row; 0 for label -1.
+
+        Raises:
+            ValueError: centers of a loss that has none, more clusters than classes, a csv that
+                `read_categories` refuses.
+        """
+        if source == "embeddings":
+            groups = self._clusters(*self._embedded(), number)
+        elif source == "centers":
+            groups = self._clusters(*self._centred(), number)
+        else:
+            groups = read_categories(source, self.classes, root=self.root, column=self.column)
+        labels = self.table.labels
+        return np.where(labels >= 0, groups[labels.clip(0)], 0)
+
+    def _embedded(self) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors and labels of the first images of each class."""
+        labels = self.table.labels
+        order = np.argsort(labels, kind="stable")
+        ordered = labels[order]
+        number = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+        rows = order[(ordered >= 0) & (number < IMAGES)]
+        return self.embed(self.table.take(rows)).vectors.float().numpy(), labels[rows]
+
+    def _centred(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean centre of each class that has images."""
+        centers = self.centers()
+        if centers is None:
+            raise ValueError(
+                "train.sampler.source=centers: no term of the loss has class centres; choose "
+                "embeddings."
+            )
+        present = np.unique(self.table.labels[self.table.labels >= 0])
+        return centers.float().mean(1).cpu().numpy()[present], present
+
+    def _clusters(self, vectors: np.ndarray, labels: np.ndarray, number: int) -> np.ndarray:
+        """`(C,)` cluster of each class, found by the first process."""
+        found = np.zeros(len(self.classes), np.int64)
+        found[labels] = cluster_classes(vectors, labels, number, self.seed)
+        if not distributed.joined():
+            return found
+        shared = torch.from_numpy(found)
+        if dist.get_backend() == "nccl":
+            shared = shared.cuda()
+        dist.broadcast(shared, 0)
+        return shared.cpu().numpy()
