@@ -9,8 +9,10 @@ from common.retrieval.expand import (
     alpha_query_expansion,
     average_query_expansion,
     database_augmentation,
+    decayed_query_expansion,
 )
 from common.types import Embeddings
+from tests.oracles.expand import dirtorch_augmentation
 from tests.oracles.expand import expand as twin
 
 
@@ -138,6 +140,7 @@ def test_aliases_are_the_same_steps():
     assert expand.alpha_qe is alpha_query_expansion
     assert expand.aqe is average_query_expansion
     assert expand.dba is database_augmentation
+    assert expand.aqewd is decayed_query_expansion
 
 
 def test_wrong_arguments_are_named():
@@ -157,3 +160,33 @@ def test_wrong_arguments_are_named():
     gallery[3, 1] = float("nan")
     with pytest.raises(ValueError, match="row 3"):
         database_augmentation(gallery, k=2)
+
+
+def test_self_is_left_out_of_the_neighbors_by_id_not_by_rank():
+    gallery = unit(20, 8, 3)
+    gallery[10:] = gallery[:10]  # a copy may come before the row itself
+    ids = np.array([f"x{i:02}" for i in range(20)])
+    base = Embeddings(ids, gallery)
+    some = Embeddings(ids[[12, 3]], gallery[[12, 3]])
+    for step, weigh in (
+        (alpha_query_expansion, lambda s, _: max(s, 0.0) ** 3),
+        (average_query_expansion, lambda *_: 1.0),
+        (decayed_query_expansion, lambda _, rank: (4 - rank) / 4),
+    ):
+        found = step(some, base, k=4, exclude_self=True).vectors
+        expected = twin(gallery, gallery, 4, weigh, exclude_self=True)[[12, 3]]
+        close(found, expected)
+        stranger = Embeddings(np.array(["new", "x03"]), some.vectors)
+        assert not torch.equal(step(stranger, base, k=4, exclude_self=True).vectors[0], found[0])
+
+
+def test_decay_is_linear_weights_by_rank():
+    queries, gallery = unit(20, 8, 3), unit(40, 8, 4)
+    found = decayed_query_expansion(queries, gallery, k=5)
+    close(found, twin(queries, gallery, 5, lambda _, rank: (5 - rank) / 5))
+
+
+def test_augmentation_equals_the_row_by_row_twin_of_the_bench():
+    gallery = unit(70, 16, 6)
+    found = database_augmentation(gallery, k=10)
+    close(found, dirtorch_augmentation(gallery, 10, 3.0))

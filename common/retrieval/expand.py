@@ -5,15 +5,11 @@ Chum et al., "Total Recall" (ICCV 2007); the alpha form is Radenovic et al. (TPA
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import torch
 
-from common.retrieval import tiles
 from common.retrieval.search import search
-from common.types import Embeddings, Neighbors
-
-V = TypeVar("V", Embeddings, torch.Tensor)
+from common.retrieval.sums import V, weighted_sum
+from common.types import Neighbors
 
 _LOGSPACE_END = -1.5  # bestfitting, Landmark Recognition 2020, 2nd place
 _RULES = ("similarity", "equal", "linear", "logspace")
@@ -26,6 +22,7 @@ def alpha_query_expansion(
     k: int = 10,
     alpha: float = 3.0,
     own_weight: float = 1.0,
+    exclude_self: bool = False,
     device: torch.device | None = None,
 ) -> V:
     """Queries `normalize(own_weight * q + sum_i max(s_i, 0)^alpha x_i)` over their `k` neighbors.
@@ -34,11 +31,13 @@ def alpha_query_expansion(
 
     Args:
         queries: `(Q, D)` unit rows; the same type and dtype comes back.
-        gallery: `(N, D)` unit rows; in the queries' own set each image is its first neighbor.
+        gallery: `(N, D)` unit rows.
         k: neighbors; more than the gallery has means all of it.
         alpha: power of the similarity; any value >= 0. Negative similarities weigh 0 (with alpha 0
             every neighbor weighs 1).
         own_weight: weight of the query itself.
+        exclude_self: leave the query's own id out of its neighbors (for tensors, its own row). Set
+            it where queries are searched in their own set, or each counts twice.
         device: where to compute.
 
     A zero row (an image that could not be read) stays zero.
@@ -47,8 +46,9 @@ def alpha_query_expansion(
         ValueError: negative alpha or own_weight, k < 1, NaN in an embedding.
     """
     _check(alpha, own_weight)
-    neighbors = search(queries, gallery, k, device=device)
-    return _moved(queries, gallery, neighbors, _weights(neighbors, "similarity", alpha), own_weight)
+    neighbors = search(queries, gallery, k, exclude_self=exclude_self, device=device)
+    weights = _weights(neighbors, "similarity", alpha)
+    return weighted_sum(queries, gallery, neighbors, weights, own_weight)
 
 
 def average_query_expansion(
@@ -57,6 +57,7 @@ def average_query_expansion(
     *,
     k: int = 5,
     weights: str = "equal",
+    exclude_self: bool = False,
     device: torch.device | None = None,
 ) -> V:
     """Queries plus the sum of their `k` neighbors, weighted by rank, normalised.
@@ -68,6 +69,7 @@ def average_query_expansion(
         weights: `equal` (Chum et al., ICCV 2007), `linear`: (k - i) / k for rank i = 0... (Gordo et
             al., IJCV 2017), or `logspace`: 10^0 for the query down to 10^-1.5 for the last neighbor
             (bestfitting, Landmark Recognition 2020).
+        exclude_self: as in `alpha_query_expansion`.
         device: where to compute.
 
     Raises:
@@ -75,8 +77,26 @@ def average_query_expansion(
     """
     if weights == "similarity":
         raise ValueError("average_query_expansion weighs by rank: use alpha_query_expansion.")
-    neighbors = search(queries, gallery, k, device=device)
-    return _moved(queries, gallery, neighbors, _weights(neighbors, weights, 0.0), 1.0)
+    neighbors = search(queries, gallery, k, exclude_self=exclude_self, device=device)
+    return weighted_sum(queries, gallery, neighbors, _weights(neighbors, weights, 0.0), 1.0)
+
+
+def decayed_query_expansion(
+    queries: V,
+    gallery: V,
+    *,
+    k: int = 10,
+    exclude_self: bool = False,
+    device: torch.device | None = None,
+) -> V:
+    """Queries plus their `k` neighbors, weighted (k - i) / k from the first (i = 0), normalised.
+
+    AQEwD of Gordo et al. (IJCV 2017): `average_query_expansion` with `weights="linear"`, whose
+    arguments and errors it shares. The last neighbor weighs 1 / k.
+    """
+    return average_query_expansion(
+        queries, gallery, k=k, weights="linear", exclude_self=exclude_self, device=device
+    )
 
 
 def database_augmentation(
@@ -106,11 +126,12 @@ def database_augmentation(
     """
     _check(alpha, 1.0)
     neighbors = search(gallery, gallery, k, exclude_self=True, device=device)
-    return _moved(gallery, gallery, neighbors, _weights(neighbors, weights, alpha), 1.0)
+    return weighted_sum(gallery, gallery, neighbors, _weights(neighbors, weights, alpha), 1.0)
 
 
 alpha_qe = alpha_query_expansion
 aqe = average_query_expansion
+aqewd = decayed_query_expansion
 dba = database_augmentation
 
 
@@ -128,31 +149,6 @@ def _weights(neighbors: Neighbors, rule: str, alpha: float) -> torch.Tensor:
     else:
         weights = torch.logspace(0, _LOGSPACE_END, k + 1)[1:]
     return weights.to(neighbors.score).expand_as(neighbors.score) * (neighbors.index >= 0)
-
-
-def _moved(
-    vectors: V, gallery: V, neighbors: Neighbors, weights: torch.Tensor, own_weight: float
-) -> V:
-    """`normalize(own_weight * v + sum_i w_i x_i)` in float32, back in the type of `vectors`."""
-    old, base = tiles.tensor(vectors), tiles.tensor(gallery)
-    if not len(base):
-        base = base.new_zeros(1, base.shape[1])  # all neighbors are padding and weigh 0
-    new = torch.empty_like(old)
-    # embedding_bag would be one call, but it sums float16 rows in float16 (errors of 4e-3).
-    step = max(1, 2**20 // max(1, weights.shape[1] * old.shape[1]))
-    for start in range(0, len(old), step):
-        index = neighbors.index[start : start + step].clamp(min=0)
-        near = base.index_select(0, index.reshape(-1).to(base.device)).to(old.device, torch.float32)
-        near = near.view(*index.shape, -1)
-        own = old[start : start + step].float()
-        total = own_weight * own + (weights[start : start + step, None] @ near).squeeze(1)
-        # Nothing to move towards: the row stays. A zero row has no neighbors, only ties.
-        total = torch.where(total.any(dim=1, keepdim=True), total, own)
-        total *= own.any(dim=1, keepdim=True)
-        new[start : start + step] = torch.nn.functional.normalize(total)
-    if isinstance(vectors, Embeddings):
-        return Embeddings(vectors.ids, new, dict(vectors.card))
-    return new
 
 
 def _check(alpha: float, own_weight: float) -> None:

@@ -21,3 +21,21 @@ def expand(queries, gallery, k, weigh, own_weight=1.0, exclude_self=False):
         norm = np.sqrt((total**2).sum())
         moved.append(total / norm if query.any() else query)
     return np.array(moved)
+
+
+def dirtorch_augmentation(vectors, k, alpha):
+    """alpha-DBA by the algorithm of naver/deep-image-retrieval: the naive twin of the bench.
+
+    All similarities at once, a partial sort of every row, then the mean of each row and its
+    neighbors, one row and one neighbor at a time. The row itself is left out by its place.
+    """
+    vectors = np.asarray(vectors)
+    similarity = vectors @ vectors.T
+    np.fill_diagonal(similarity, 0)
+    nearest = np.argpartition(similarity, -k, axis=1)[:, -k:]
+    moved = np.empty_like(vectors)
+    for row, others in enumerate(nearest):
+        parts = [vectors[other] * max(similarity[row, other], 0) ** alpha for other in others]
+        mean = np.vstack([vectors[row], *parts]).mean(0)
+        moved[row] = mean / np.linalg.norm(mean)
+    return moved
