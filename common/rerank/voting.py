@@ -133,3 +133,13 @@ def predict_labels(
     winner = group(labels, scores).top(1)
     cosine = torch.where(labels == winner.index, scores, -torch.inf).amax(1)
     return winner.index[:, 0], winner.score[:, 0] / voting, cosine
+
+
+def scores_of(index: torch.Tensor, neighbors: Neighbors) -> torch.Tensor:
+    """What `neighbors` score the candidates `index` `(Q, K)`, in its order; NaN for others."""
+    if not neighbors.index.shape[1] or not index.shape[1]:
+        return torch.full(index.shape, torch.nan, device=index.device)
+    listed, order = neighbors.index.to(index.device).sort(dim=1)
+    at = torch.searchsorted(listed, index.contiguous()).clamp(max=listed.shape[1] - 1)
+    score = neighbors.score.to(index.device).gather(1, order).gather(1, at)
+    return score.masked_fill((listed.gather(1, at) != index) | (index < 0), torch.nan)
