@@ -10,10 +10,11 @@ import torch
 import yaml
 
 from common.config import ConfigError, keys, load, save
-from competitions.landmarks import config as landmarks_config
-from competitions.landmarks.config import BASE, Config, check, command, of_ensemble, of_run
+from common.pipeline.commands import Commands
+from common.pipeline.vectors import align
+from competitions.landmarks.config import BASE, COMMANDS, Config, check
 from competitions.landmarks.ranking import check_penalties
-from competitions.landmarks.results import align, outputs
+from competitions.landmarks.results import outputs
 
 EXPERIMENTS = sorted((BASE.parent / "experiments").glob("*.yaml"))
 
@@ -64,13 +65,13 @@ def test_the_baseline_shows_every_section_and_explains_itself():
 )
 def test_mistakes_are_found_before_any_work(argument, message):
     with pytest.raises((ConfigError, ValueError), match=message):
-        command("", [argument])
+        COMMANDS.train("", [argument])
 
 
 def test_the_run_folder_is_named_after_the_experiment():
-    assert command("", []).out == str(Path("runs/landmarks/baseline"))
-    assert command("", ["experiments/frozen.yaml"]).out == str(Path("runs/landmarks/frozen"))
-    assert command("", ["frozen.yaml", "out=x"]).out == "x"
+    assert COMMANDS.train("", []).out == str(Path("runs/landmarks/baseline"))
+    assert COMMANDS.train("", ["experiments/frozen.yaml"]).out == str(Path("runs/landmarks/frozen"))
+    assert COMMANDS.train("", ["frozen.yaml", "out=x"]).out == "x"
 
 
 @pytest.fixture
@@ -82,11 +83,11 @@ def run(tmp_path):
 
 def test_infer_reads_the_config_of_the_run_that_is_named_last(run):
     for words in ([f"run={run}"], [f"--run={run}"], ["run=elsewhere", f"run={run}"]):
-        found = of_run("", [*words, "view.size=64"])
+        found = COMMANDS.infer("", [*words, "view.size=64"])
         assert (found.run, found.seed, found.view.size) == (str(run), 3, 64)
     (run / "config.yaml").unlink()
     with pytest.raises(ConfigError, match="is no trained run"):
-        of_run("", [f"run={run}"])
+        COMMANDS.infer("", [f"run={run}"])
 
 
 @pytest.mark.parametrize(
@@ -102,8 +103,8 @@ def test_infer_reads_the_config_of_the_run_that_is_named_last(run):
 )
 def test_infer_takes_nothing_that_does_not_fit_the_run(run, argument, message):
     with pytest.raises(ConfigError, match=message):
-        of_run("", [f"run={run}", argument])
-    assert of_run("", [f"run={run}", "data.fold=-1"]).data.fold == -1
+        COMMANDS.infer("", [f"run={run}", argument])
+    assert COMMANDS.infer("", [f"run={run}", "data.fold=-1"]).data.fold == -1
 
 
 def test_where_submissions_go_is_known_before_any_work(tmp_path):
@@ -133,11 +134,11 @@ def test_centers_follow_the_classes_of_the_data():
 
 def test_infer_and_ensemble_name_the_run_they_miss(tmp_path):
     with pytest.raises(ConfigError, match=r"is no trained run: python .*train\.py out="):
-        of_run("", [f"run={tmp_path}"])
+        COMMANDS.infer("", [f"run={tmp_path}"])
     with pytest.raises(ConfigError, match="runs= is empty"):
-        of_ensemble("", [])
+        COMMANDS.ensemble("", [])
     with pytest.raises(ConfigError, match="is no trained run"):
-        of_ensemble("", [f"runs=[{tmp_path}]"])
+        COMMANDS.ensemble("", [f"runs=[{tmp_path}]"])
 
 
 def test_penalties_without_known_non_landmarks_are_refused_before_any_work():
@@ -155,8 +156,7 @@ def test_every_key_of_the_schema_is_in_the_commented_config():
     assert hidden == set()
 
 
-def test_a_copied_folder_speaks_of_itself(monkeypatch):
-    monkeypatch.setattr(landmarks_config, "SCRIPT", "competitions/mine")
-    monkeypatch.setattr(landmarks_config, "RUNS", Path("runs/mine"))
-    said = landmarks_config.about("python competitions/landmarks/infer.py run=runs/landmarks/a")
+def test_a_copied_folder_speaks_of_itself():
+    mine = Commands(Config, Path("competitions/mine"), "landmarks", check, str)
+    said = mine.about("python competitions/landmarks/infer.py run=runs/landmarks/a")
     assert said == "python competitions/mine/infer.py run=runs/mine/a"

@@ -203,7 +203,7 @@ def held_out(root):
         return Embeddings(table.ids, torch.nn.functional.normalize(vectors))
 
     def made():
-        return Vectors(of(data.train), of(data.test), of(data.index), of(data.negatives), None)
+        return Vectors(of(data.train), of(data.test), of(data.index), of(data.negatives))
 
     return config, data, Held.of(data, config), made
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +10,20 @@ import numpy as np
 import torch
 
 from common import config
-from common.data import augment, samplers, samplers_grouped
+from common.data import augment
 from common.engine.extract import ViewConfig, check_merge
 from common.engine.settings import FitConfig, resolve_precision, this_device
 from common.losses import total
 from common.models.embedder import ModelConfig
-from common.rerank import local
-from common.rerank.known import STEPS
-from common.steps import bind, catalog, chain, help_text
+from common.pipeline.commands import Commands
+from common.pipeline.training import SAMPLERS
+from common.rerank.known import STEPS, check_step
+from common.steps import bind, chain, help_text
 from common.track import TrackConfig
 
 from .data import DataConfig
 
 BASE = Path(__file__).with_name("config.yaml")
-SCRIPT = f"competitions/{Path(__file__).parent.name}"
-RUNS = Path("runs") / Path(__file__).parent.name
-
-SAMPLERS = catalog(samplers, samplers_grouped)
 # What a chain starts from; every chain must leave `neighbors`.
 STATE = {
     "queries",
@@ -36,6 +33,7 @@ STATE = {
     "centers",
     "train",
     "train_labels",
+    "train_paths",
     "query_paths",
     "gallery_paths",
     "cache",
@@ -100,8 +98,7 @@ def check(settings: Config) -> Config:
         steps = getattr(settings, task)
         chain(steps, STEPS, STATE, task)
         for step in steps:
-            if step["name"] == "hook":
-                local.load_hook(step.get("function", ""), step.get("arguments"))
+            check_step(step)
     return settings
 
 
@@ -129,77 +126,11 @@ def steps_help() -> str:
     )
 
 
-def about(doc: str) -> str:
-    """A script's help with the name of this folder, which may be a copy."""
-    return doc.replace("competitions/landmarks", SCRIPT).replace("runs/landmarks", str(RUNS))
-
-
-def command(doc: str, arguments: list[str]) -> Config:
-    """The config of train.py; its run folder is named after the experiment files."""
-    settings = check(config.command(Config, BASE, about(doc), arguments, steps=steps_help()))
-    names = [Path(word).stem for word in arguments if word.endswith((".yaml", ".yml"))]
-    return replace(settings, out=settings.out or str(RUNS / ("-".join(names) or "baseline")))
-
-
-def of_run(doc: str, arguments: list[str]) -> Config:
-    """The config of infer.py: that of the run it reads, changed by `arguments`."""
-    words = [word.lstrip("-") for word in arguments]
-    named = [word.removeprefix("run=") for word in words if word.startswith("run=")]
-    run = named[-1] if named else str(RUNS / "baseline")
-    stored = Path(run) / "config.yaml"
-    wanted = not {"-h", "--help"} & set(arguments)
-    if wanted and not (stored.is_file() and (Path(run) / "weights.safetensors").is_file()):
-        raise config.ConfigError(
-            f"{run} is no trained run: python {SCRIPT}/train.py out={run}, or name another run="
-        )
-    settings = config.command(
-        Config,
-        BASE,
-        about(doc),
-        arguments,
-        steps=steps_help(),
-        stored=stored if stored.is_file() else None,
-    )
-    trained = config.load(Config, BASE, stored=stored)
-    for section in ("model", "loss", "train", "seed"):
-        if getattr(settings, section) != getattr(trained, section):
-            raise config.ConfigError(
-                f"{run} was trained with another {section}, which infer.py cannot change: leave it "
-                "out, or train again"
-            )
-    for key in ("fold", "folds", "unseen"):
-        here, there = getattr(settings.data, key), getattr(trained.data, key)
-        if here != there and settings.data.fold >= 0:
-            raise config.ConfigError(
-                f"{run} was trained with data.{key}={there}: with {here} it would be scored on "
-                "images it has seen; leave it out, or set data.fold=-1 to score nothing"
-            )
-    own = any(word.startswith("out=") for word in words)
-    return replace(check(settings), run=run, out=settings.out if own else None)
-
-
-def of_ensemble(doc: str, arguments: list[str]) -> tuple[Config, list[Config]]:
-    """The config of ensemble.py and those of its members."""
-    settings = check(config.command(Config, BASE, about(doc), arguments, steps=steps_help()))
-    if not settings.runs:
-        raise config.ConfigError("runs= is empty: name the runs to join, runs=[runs/a,runs/b]")
-    members = [of_run(doc, [f"run={run}"]) for run in settings.runs]
-    weights = settings.ensemble.weights
-    if weights and len(weights) != len(members):
-        raise config.ConfigError(
-            f"ensemble.weights has {len(weights)} numbers for {len(members)} runs."
-        )
-    for run, member in zip(settings.runs, members, strict=True):
-        for key in ("root", "extended", "non_landmark", "fold", "folds", "unseen"):
-            here, there = getattr(members[0].data, key), getattr(member.data, key)
-            if here != there:
-                raise config.ConfigError(
-                    f"{run} was trained with data.{key}={there}, {settings.runs[0]} with {here}: "
-                    "runs are only comparable on the same held-out images."
-                )
-    for word in (word.lstrip("-") for word in arguments):
-        if word.startswith("data.") and not word.startswith("data.root="):
-            raise config.ConfigError(f"{word}: the runs decide it; only data.root= can be given.")
-    data = replace(members[0].data, root=settings.data.root or members[0].data.root)
-    joined = replace(settings, data=data, seed=members[0].seed)
-    return replace(joined, out=settings.out or str(RUNS / "ensemble")), members
+COMMANDS = Commands(
+    Config,
+    Path(__file__).parent,
+    "landmarks",
+    check,
+    steps_help,
+    shared=("extended", "non_landmark"),
+)

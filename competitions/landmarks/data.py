@@ -110,6 +110,11 @@ class Landmarks:
             return np.arange(len(self.train))
         return np.flatnonzero(self.in_clean[self.train.labels])
 
+    def tables(self) -> dict[str, Table | None]:
+        """What is embedded, by the field of `common.pipeline.vectors.Vectors`."""
+        named = {"train": self.train, "test": self.test}
+        return {**named, "index": self.index, "negatives": self.negatives}
+
     def solution(self, task: str) -> Path | None:
         """The public solution file, when it lies beside the data."""
         path = self.root / f"{task}_solution_v2.1.csv"

@@ -17,23 +17,19 @@ if not __package__:  # run by path: the folder's own name, so that a copied fold
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-import torch
-
 from common import blend, weigh
 from common.engine.settings import this_device
 from common.entry import entry, say
 from common.notes import Notes
-from common.retrieval.whiten import Whitening
+from common.pipeline.vectors import Vectors, load, side_by_side
 from common.steps import Step
-from common.types import Embeddings, Neighbors
+from common.types import Neighbors
 
-from .config import Config, of_ensemble
+from .config import COMMANDS, Config
 from .data import Landmarks, read
 from .ranking import (
     Held,
     Question,
-    Vectors,
     apply,
     check_penalties,
     held_question,
@@ -41,15 +37,15 @@ from .ranking import (
     score,
     test_question,
 )
-from .results import finish, load_vectors, outputs, start_run
+from .results import finish, outputs, start_run
 
 # Minutes per call, and the same for every weight: left out while weights are searched.
-SLOW = ("local",)
+SLOW = ("local", "plausible", "wild_fusion")
 
 
 def main(arguments: list[str]) -> dict[str, float]:
     """Scores of the ensemble; submissions and report are in its folder."""
-    config, members = of_ensemble(__doc__ or "", arguments)
+    config, members = COMMANDS.ensemble(__doc__ or "", arguments)
     out = Path(str(config.out))
     folder = out.with_suffix("") if out.suffix == ".csv" else out
     data = read(config.data)
@@ -57,7 +53,7 @@ def main(arguments: list[str]) -> dict[str, float]:
     paths = outputs(config, data, folder)
     check_penalties(config, data)
     say(data.describe())
-    vectors = [load_vectors(Path(run), data) for run in config.runs]
+    vectors = [load(Path(run), data.tables(), data.classes) for run in config.runs]
     join = Join(config, members, vectors, data, held)
     weights = {task: join.weights(task) for task in paths}
     for task, found in weights.items():
@@ -128,7 +124,14 @@ class Join:
         """The question and the joined answer, of `vectors` where these are enough."""
         vectors, steps = vectors or self.vectors, self._steps(task)
         if self.config.ensemble.by == "embeddings":
-            return self._one(task, self._joined(vectors, weights), steps[0], held, slow, notes)
+            return self._one(
+                task,
+                side_by_side(vectors, weights, whiten=self.config.ensemble.whiten),
+                steps[0],
+                held,
+                slow,
+                notes,
+            )
         key = (task, held is None, slow)
         if key not in self.answers:  # the runs' own answers do not depend on the weights
             self.answers[key] = [
@@ -168,45 +171,12 @@ class Join:
             notes=notes,
         )
 
-    def _joined(self, vectors: Sequence[Vectors], weights: Sequence[float]) -> Vectors:
-        """All runs' embeddings side by side: the cosine is the weighted mean of theirs."""
-        keep = [i for i, weight in enumerate(weights) if weight > 0]
-        chosen = [vectors[i] for i in keep]
-        shares = [weights[i] for i in keep]
-
-        def side_by_side(name: str) -> Embeddings | None:
-            parts = [getattr(v, name) for v in chosen]
-            return None if any(p is None for p in parts) else blend.blend_embeddings(parts, shares)
-
-        train, test = side_by_side("train"), side_by_side("test")
-        index, negatives = side_by_side("index"), side_by_side("negatives")
-        assert train is not None
-        assert test is not None
-        joined = Vectors(train, test, index, negatives, _centers(chosen, shares))
-        if not self.config.ensemble.whiten:
-            return joined
-        whitening = Whitening(self.config.ensemble.whiten).fit(train.vectors)
-
-        def whitened(part: Embeddings | None) -> Embeddings | None:
-            return None if part is None else whitening.transform(part)
-
-        return Vectors(whitened(train), whitened(test), whitened(index), whitened(negatives), None)
-
 
 def compared(vectors: Vectors, held: Held) -> Vectors:
     """Only what validation looks at: joining all embeddings for each weight would take hours."""
     ids = held.table.ids[held.split.queries | held.split.gallery]
     none = vectors.test.select(ids[:0])
     return replace(vectors, train=vectors.train.select(ids), test=none, index=None)
-
-
-def _centers(vectors: Sequence[Vectors], shares: Sequence[float]) -> torch.Tensor | None:
-    """Class centres of the joined space, when all runs have them with as many sub-centres."""
-    parts = [v.centers for v in vectors]
-    if any(p is None for p in parts) or len({p.shape[1] for p in parts if p is not None}) > 1:
-        return None
-    scale = np.sqrt(np.asarray(shares) / np.sum(shares))
-    return torch.cat([float(s) * p for s, p in zip(scale, parts, strict=True) if p is not None], 2)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ python competitions/landmarks/infer.py run=runs/landmarks/baseline [key=value ..
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -15,27 +14,24 @@ if not __package__:  # run by path: the folder's own name, so that a copied fold
     __package__ = f"competitions.{here.name}"
     __import__(__package__)
 
-import torch
+from functools import partial
 
-from common.data import augment
 from common.engine import distributed
-from common.engine.checkpoint import fingerprint, load_lasting, load_tree
-from common.engine.extract import extract
 from common.engine.settings import this_device
 from common.entry import entry, say
-from common.models.embedder import Embedder
 from common.notes import Notes
-from common.types import Embeddings, Neighbors, Table, decode_strings
+from common.pipeline.vectors import embed
+from common.types import Neighbors
 
-from .config import Config, criterion_of, of_run
-from .data import Landmarks, read
-from .ranking import Held, Question, Vectors, apply, check_penalties, held_question, test_question
-from .results import align, finish, outputs, save_centers, start_run
+from .config import COMMANDS, criterion_of
+from .data import read
+from .ranking import Held, Question, apply, check_penalties, held_question, test_question
+from .results import finish, outputs, start_run
 
 
 def main(arguments: list[str]) -> dict[str, float]:
     """Scores of the run; submissions and report are in its folder."""
-    config = of_run(__doc__ or "", arguments)
+    config = COMMANDS.infer(__doc__ or "", arguments)
     folder = Path(str(config.run))
     data = read(config.data)
     held = Held.of(data, config)
@@ -44,7 +40,15 @@ def main(arguments: list[str]) -> dict[str, float]:
     device = this_device()
     with distributed.processes():
         say(data.describe())
-        vectors = embed(config, data, folder, device)
+        vectors = embed(
+            folder,
+            config.model,
+            config.view,
+            data.tables(),
+            data.classes,
+            partial(criterion_of, config),
+            device,
+        )
         if distributed.rank() != 0:
             return {}
         run = start_run(config, folder, data, "infer")
@@ -62,44 +66,6 @@ def main(arguments: list[str]) -> dict[str, float]:
 
         scores = finish(paths, data, held, answer, folder, run)
     return scores
-
-
-def embed(config: Config, data: Landmarks, folder: Path, device: torch.device) -> Vectors:
-    """Embeddings of every table by the run's model, from files where they are finished."""
-    weights = folder / "weights.safetensors"
-    tree = load_tree(weights)
-    model = Embedder(config.model, load=False)
-    model.load_state_dict(tree["model"])
-    model.to(device).eval()
-    criterion = criterion_of(config, model.embedding_dim, len(decode_strings(tree["classes"])))
-    load_lasting(criterion, tree["criterion"])
-    view = config.view
-    transform = augment.build("none", view.size, False, fit=view.fit)
-    card = {"weights": fingerprint(weights)}
-
-    def of(name: str, table: Table) -> Embeddings:
-        path = folder / "embeddings" / f"{name}.safetensors"
-        found = extract(model, table, path, view, transform, device, card=card)
-        if lost := found.card["unreadable"]:
-            first = os.fsdecode(table.paths[int((~found.vectors.any(1)).nonzero()[0])])
-            say(
-                f"warning: {lost} of {len(table)} {name} images cannot be read, the first is "
-                f"{first}: they match nothing and keep their rows."
-            )
-        return found
-
-    centers = criterion.centers()
-    if centers is not None:
-        centers = align(centers, decode_strings(tree["classes"]), data.classes)
-    vectors = Vectors(
-        train=of("train", data.train),
-        test=of("test", data.test),
-        index=None if data.index is None else of("index", data.index),
-        negatives=None if data.negatives is None else of("non_landmark", data.negatives),
-        centers=centers,
-    )
-    save_centers(vectors, data, folder)
-    return vectors
 
 
 if __name__ == "__main__":

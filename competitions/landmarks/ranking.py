@@ -17,6 +17,7 @@ from common.data.folds import Split, split
 from common.engine.extract import ViewConfig, embed_table
 from common.metrics import gap, map_at_k
 from common.notes import Notes
+from common.pipeline.vectors import Vectors
 from common.rerank.labels import vote
 from common.retrieval.search import search
 from common.steps import Step, chain
@@ -87,17 +88,6 @@ class Held:
             f"to recognise and {others} images to reject; "
             f"{len(retrieval.queries)} retrieval queries in {len(retrieval.gallery)} images"
         )
-
-
-@dataclass
-class Vectors:
-    """One run's (or one blend's) embeddings of every table."""
-
-    train: Embeddings
-    test: Embeddings
-    index: Embeddings | None
-    negatives: Embeddings | None
-    centers: torch.Tensor | None
 
 
 @dataclass
@@ -205,6 +195,7 @@ def apply(
         "centers": vectors.centers,
         "train": train,
         "train_labels": torch.from_numpy(data.train.labels[rows]),
+        "train_paths": data.train.paths[rows] if reads(steps, "train_paths") else None,
         "query_paths": question.query_paths,
         "gallery_paths": question.gallery_paths,
         "cache": cache,
@@ -261,7 +252,7 @@ def quick_scores(
     if held.negatives is not None:
         table = Table.concatenate([table, held.negatives])
     embeddings = embed_table(model, table, settings, transform, device)
-    vectors = Vectors(embeddings, embeddings, None, embeddings, None)
+    vectors = Vectors(embeddings, embeddings, negatives=embeddings)
     held = replace(held, reference=None)  # no penalties here
     scores = {}
     for task, metric in (("recognition", "valid/gap"), ("retrieval", "valid/map100")):

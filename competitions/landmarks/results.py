@@ -8,25 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from common.config import load
 from common.engine import distributed
-from common.engine.checkpoint import load_tree, save_tree
 from common.entry import say
 from common.metrics import map_at_k
 from common.metrics import score as score_file
 from common.notes import Notes
-from common.report.files import Analysis, read_json, save_analysis
+from common.pipeline.scores import inline, score_rows, table
+from common.report.files import Analysis, save_analysis
 from common.report.page import write_report
 from common.retrieval.search import search
 from common.submission import check, write
 from common.track import Run
-from common.types import Embeddings, Neighbors, Table, decode_strings, encode_strings
+from common.types import Neighbors
 
 from .config import BASE, Config
 from .data import Landmarks
-from .ranking import TOP, Held, Question, Vectors, score, top_label, top_names
+from .ranking import TOP, Held, Question, score, top_label, top_names
 
 Answer = Callable[[str, bool, Notes], tuple[Question, Neighbors]]
 METRICS = {"recognition": ("gap", "GAP"), "retrieval": ("map100", "mAP@100")}
@@ -45,50 +44,6 @@ def start_run(config: Config, folder: Path, data: Landmarks, job: str) -> Run:
         default=asdict(load(Config, BASE)),
         data=data.fingerprint(),
     )
-
-
-def save_centers(vectors: Vectors, data: Landmarks, folder: Path) -> None:
-    """Keep the head's class centres beside the embeddings, for ensembles."""
-    if vectors.centers is not None and distributed.rank() == 0:
-        tree = {"centers": vectors.centers, "classes": encode_strings(data.classes)}
-        save_tree(folder / "embeddings" / "centers.safetensors", tree)
-
-
-def load_vectors(folder: Path, data: Landmarks) -> Vectors:
-    """The embeddings that infer.py left in a run folder, in the order of the tables.
-
-    Raises:
-        FileNotFoundError: infer.py has not run there.
-        KeyError: they are of other images.
-    """
-
-    def of(name: str, table: Table | None) -> Embeddings | None:
-        if table is None:
-            return None
-        return Embeddings.load(folder / "embeddings" / f"{name}.safetensors").select(table.ids)
-
-    train, test = of("train", data.train), of("test", data.test)
-    assert train is not None
-    assert test is not None
-    path, centers = folder / "embeddings" / "centers.safetensors", None
-    if path.is_file():
-        tree = load_tree(path)
-        centers = align(tree["centers"], decode_strings(tree["classes"]), data.classes)
-    return Vectors(
-        train, test, of("index", data.index), of("non_landmark", data.negatives), centers
-    )
-
-
-def align(centers: torch.Tensor, known: np.ndarray, classes: np.ndarray) -> torch.Tensor:
-    """Centres `(C, K, D)` in the order of `classes`; zeros for classes that training did not have.
-
-    The gallery at inference may differ from the training set: a hidden rerun, or a larger one.
-    """
-    if np.array_equal(known, classes):
-        return centers
-    place = np.minimum(np.searchsorted(known, classes), len(known) - 1)
-    found = torch.from_numpy(known[place] == classes)
-    return torch.where(found[:, None, None], centers[torch.from_numpy(place)], 0.0)
 
 
 def outputs(config: Config, data: Landmarks, folder: Path) -> dict[str, Path]:
@@ -152,9 +107,11 @@ def finish(
             part = recognition_analysis if task == "recognition" else retrieval_analysis
             part(asked, known, data, held, analysis, run)
         analysis.notes[task] = asdict(notes)
-        say(f"{task}: {path} passes the check" + _scores(scores, metric, name))
+        say(f"{task}: {path} passes the check" + inline(scores, metric, name))
     run.summary(**scores)
-    analysis.scores = score_rows(folder, scores, [Path(other) for other in joined])
+    analysis.scores = score_rows(
+        folder, scores, [Path(other) for other in joined], dict(METRICS.values())
+    )
     save_analysis(folder, analysis)
     page = write_report(folder)
     sync = run.finish()
@@ -261,44 +218,3 @@ def _row(
             )
     query = {"id": str(asked.queries.ids[q]), "path": asked.query_paths[q], "label": name}
     return {"query": query, "results": results}
-
-
-def score_rows(
-    folder: Path, scores: dict[str, float], joined: Sequence[Path]
-) -> list[dict[str, Any]]:
-    """This run's scores; above them the frozen backbone, if it lies beside, and the joined runs."""
-    frozen = folder.parent / "frozen"
-    others = {path.resolve(): path for path in (frozen, *joined)}
-    others.pop(folder.resolve(), None)
-    rows = []
-    for path in others.values():
-        before = read_json(path / "summary.json")
-        known = {k: before[k] for k in scores if k in before}
-        if known:
-            note = {"note": "ImageNet weights, untrained"} if path == frozen else {}
-            rows.append({"name": path.name, **_named(known), **note})
-    return [*rows, {"name": folder.name, **_named(scores)}]
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as aligned text."""
-    columns = list(dict.fromkeys(key for row in rows for key in row if key not in ("name", "note")))
-    width = max([len(str(row["name"])) for row in rows] + [4])
-    lines = [" " * width + "".join(f"{c:>20}" for c in columns)]
-    for row in rows:
-        cells = "".join(f"{row[c]:20.4f}" if c in row else " " * 20 for c in columns)
-        lines.append(f"{row['name']:<{width}}{cells}")
-    return "\n".join(lines)
-
-
-def _named(scores: dict[str, float]) -> dict[str, float]:
-    """`{"GAP (test)": ...}` from `{"test/gap": ...}`, validation last."""
-    names = dict(METRICS.values())
-    order = sorted(scores, key=lambda key: (key.startswith("held-out"), key))
-    return {f"{names[k.split('/')[1]]} ({k.split('/')[0]})": scores[k] for k in order}
-
-
-def _scores(scores: dict[str, float], metric: str, name: str) -> str:
-    known = [k for k in ("held-out", "test") if f"{k}/{metric}" in scores]
-    parts = [f"{k} {scores[f'{k}/{metric}']:.4f}" for k in known]
-    return f"; {name} {', '.join(parts)}" if parts else ""

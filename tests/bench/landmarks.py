@@ -32,7 +32,7 @@ from common.metrics import score
 from common.models.embedder import Embedder, ModelConfig
 from common.retrieval.search import search
 from common.submission import write
-from competitions.landmarks.config import of_run
+from competitions.landmarks.config import COMMANDS
 from competitions.landmarks.data import DataConfig, Landmarks, read
 
 SIZE, BATCH = 160, 32
@@ -57,7 +57,7 @@ def scores_of(summary: dict[str, float]) -> dict[str, float]:
 
 def plain(data: Landmarks, folder: Path) -> dict[str, float]:
     """Scores of our trained weights, looked at as the peer's are."""
-    model = Embedder(of_run("", [f"run={folder}"]).model, load=False)
+    model = Embedder(COMMANDS.infer("", [f"run={folder}"]).model, load=False)
     model.load_state_dict(load_tree(folder / "weights.safetensors")["model"])
     return plain_scores(model, data)
 

@@ -1,0 +1,1 @@
+"""What the scripts of all competitions share: command lines, training, embeddings, ensembles."""

@@ -1,0 +1,142 @@
+"""From a competition's images to a trained run folder; what differs is handed in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from common.data import augment, samplers, samplers_grouped
+from common.data.dataset import ImageDataset, loader
+from common.engine import distributed
+from common.engine.extract import ViewConfig, embed_table
+from common.engine.fit import fit
+from common.engine.grouping import Grouping
+from common.engine.settings import Stage, this_device, worker_count
+from common.entry import say
+from common.losses.theory import advice
+from common.losses.total import Total
+from common.models.embedder import Embedder
+from common.steps import bind, catalog
+from common.track import Run
+from common.types import Embeddings, Table, encode_strings
+
+SAMPLERS = catalog(samplers, samplers_grouped)
+
+Images = Callable[[Stage, augment.Augment], tuple[Table, ImageDataset]]
+
+
+def train(
+    config: Any,
+    folder: Path,
+    run: Run,
+    *,
+    classes: np.ndarray,
+    criterion: Callable[[int], Total],
+    images: Images,
+    validate: Callable[[nn.Module, Stage], Mapping[str, float]],
+    columns: Mapping[str, str],
+    root: Path,
+    label_column: str,
+    competition: str,
+) -> Path:
+    """The run folder, with the weights that infer.py reads.
+
+    Args:
+        config: of the competition: its seed, model, train, view and out are read.
+        folder: the run folder.
+        run: where metrics are logged; it is finished here.
+        classes: `(C,)` names of the criterion's classes, kept beside the weights.
+        criterion: makes the criterion from the model's embedding_dim.
+        images: the rows of a stage and their pictures, in one order, for a stage and its
+            augmentation; the dataset's `second` is set here.
+        validate: metrics of the model at a stage's image size; `valid/score` decides which epoch
+            is kept.
+        columns: what an epoch's line shows: `{"GAP": "valid/gap"}`.
+        root: the data folder, where the samplers look for categories.
+        label_column: of the labels in a csv of categories.
+        competition: for the weights' card.
+    """
+    device = this_device()
+    torch.manual_seed(config.seed)
+    model = Embedder(config.model)
+    heads = criterion(model.embedding_dim)
+    if config.train.stages:
+        for text in advice(heads.terms, len(classes), model.embedding_dim):
+            say(text)
+
+    def batches(stage: Stage) -> DataLoader[Any]:
+        recipe = stage.augment or config.train.augment
+        table, data = images(stage, augment.build(recipe, stage.size, True))
+        data.second = heads.second_view
+        view = ViewConfig(size=stage.size, fit=config.view.fit, batch_size=config.view.batch_size)
+        plain = augment.build("none", stage.size, False, fit=view.fit)
+
+        def embed(part: Table) -> Embeddings:
+            return embed_table(model, part, view, plain, device)
+
+        sampler = bind(config.train.sampler, SAMPLERS)(
+            labels=data.labels,
+            groups=Grouping(
+                table,
+                classes,
+                root=root,
+                column=label_column,
+                embed=embed,
+                centers=heads.centers,
+                seed=config.seed,
+            ),
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            rank=distributed.rank(),
+            world=distributed.world(),
+        )
+        return loader(data, sampler, workers=worker_count(config.train.workers), device=device)
+
+    def log(step: int, metrics: Mapping[str, float]) -> None:
+        run.log(step, **metrics)
+        say(line(metrics, columns))
+
+    def resumed(step: int) -> None:
+        say(f"found the state after step {step}: goes on from there")
+        run.truncate(step)
+
+    progress = fit(
+        model,
+        heads,
+        config.train,
+        folder,
+        loader=batches,
+        validate=lambda net, stage: {**heads.statistics(), **validate(net, stage)},
+        log=log,
+        resumed=resumed,
+        card={
+            "competition": competition,
+            "backbone": config.model.backbone,
+            **{f"weights/{k}": v for k, v in model.card.items()},
+        },
+        extra={"classes": encode_strings(classes)},
+        seed=config.seed,
+    )
+    run.summary(minutes=progress.minutes, steps=progress.step, best=progress.best)
+    say(f"run folder: {folder}")
+    run.finish()
+    return folder
+
+
+def line(metrics: Mapping[str, float], columns: Mapping[str, str]) -> str:
+    """An epoch in one line of text."""
+    parts = [f"epoch {metrics['epoch']:.0f}"]
+    shown = {"loss": "train/loss", **columns, "images/s": "train/images_per_second"}
+    for name, key in shown.items():
+        if key in metrics:
+            form = {"loss": ".3f", "images/s": ".0f"}.get(name, ".4f")
+            parts.append(f"{name} {metrics[key]:{form}}")
+    if "train/unreadable" in metrics:
+        parts.append(f"warning: {metrics['train/unreadable']:.0f} images could not be read")
+    return "  ".join(parts)

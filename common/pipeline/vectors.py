@@ -1,0 +1,160 @@
+"""A run's embeddings of every table, made by its model or read from its folder, and class centres.
+
+Files: `embeddings/<table>.safetensors`, `embeddings/centers.safetensors` in the run folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common import blend
+from common.data import augment
+from common.engine import distributed
+from common.engine.checkpoint import fingerprint, load_tree, save_tree
+from common.engine.extract import ViewConfig, extract
+from common.entry import say
+from common.losses.total import Total
+from common.models.embedder import Embedder, ModelConfig
+from common.retrieval.whiten import Whitening
+from common.types import Embeddings, Table, decode_strings, encode_strings
+
+
+@dataclass
+class Vectors:
+    """One run's (or one blend's) embeddings of every table, in the tables' order.
+
+    Attributes:
+        train: of the train images.
+        test: of the test images.
+        index: of a gallery of its own, for retrieval.
+        negatives: of images known to be of no class.
+        centers: `(C, K, D)` unit class centres, zeros for a class that training did not have; None
+            without a head that has them.
+    """
+
+    train: Embeddings
+    test: Embeddings
+    index: Embeddings | None = None
+    negatives: Embeddings | None = None
+    centers: torch.Tensor | None = None
+
+    def mapped(self, change: Callable[[Embeddings], Embeddings]) -> Vectors:
+        """Every table's embeddings changed, without centres, which they no longer fit."""
+        rest = (None if part is None else change(part) for part in (self.index, self.negatives))
+        return Vectors(change(self.train), change(self.test), *rest)
+
+
+def embed(
+    folder: Path,
+    model_config: ModelConfig,
+    view: ViewConfig,
+    tables: Mapping[str, Table | None],
+    classes: np.ndarray,
+    criterion: Callable[[int, int], Total],
+    device: torch.device,
+) -> Vectors:
+    """The embeddings of every table by a run's weights; files that are finished are only read.
+
+    Args:
+        folder: the run folder.
+        model_config: how the model is built.
+        view: how images are looked at.
+        tables: what to embed, by the field of `Vectors`.
+        classes: `(C,)` names of the classes that the centres are wanted for.
+        criterion: makes the run's criterion from embedding_dim and number of classes.
+        device: where the model runs.
+    """
+    weights = folder / "weights.safetensors"
+    tree = load_tree(weights)
+    known = decode_strings(tree["classes"])
+    model = Embedder(model_config, load=False)
+    model.load_state_dict(tree["model"])
+    model.to(device).eval()
+    heads = criterion(model.embedding_dim, len(known))
+    heads.load_state_dict(tree["criterion"])
+    transform = augment.build("none", view.size, False, fit=view.fit)
+    card = {"weights": fingerprint(weights)}
+    vectors = {}
+    for name, table in tables.items():
+        if table is None:
+            continue
+        path = folder / "embeddings" / f"{name}.safetensors"
+        vectors[name] = extract(model, table, path, view, transform, device, card=card)
+        if lost := vectors[name].card["unreadable"]:
+            first = os.fsdecode(table.paths[int((~vectors[name].vectors.any(1)).nonzero()[0])])
+            say(
+                f"warning: {lost} of {len(table)} {name} images cannot be read, the first is "
+                f"{first}: they match nothing and keep their rows."
+            )
+    centers = heads.centers()
+    if centers is not None:
+        centers = align(centers.cpu(), known, classes)
+        if distributed.rank() == 0:
+            tree = {"centers": centers, "classes": encode_strings(classes)}
+            save_tree(folder / "embeddings" / "centers.safetensors", tree)
+    return Vectors(**vectors, centers=centers)
+
+
+def load(folder: Path, tables: Mapping[str, Table | None], classes: np.ndarray) -> Vectors:
+    """The embeddings that infer.py left in a run folder, in the order of the tables.
+
+    Raises:
+        FileNotFoundError: infer.py has not run there.
+        KeyError: they are of other images.
+    """
+    vectors = {}
+    for name, table in tables.items():
+        if table is not None:
+            path = folder / "embeddings" / f"{name}.safetensors"
+            vectors[name] = Embeddings.load(path).select(table.ids)
+    path, centers = folder / "embeddings" / "centers.safetensors", None
+    if path.is_file():
+        tree = load_tree(path)
+        centers = align(tree["centers"], decode_strings(tree["classes"]), classes)
+    return Vectors(**vectors, centers=centers)
+
+
+def align(centers: torch.Tensor, known: np.ndarray, classes: np.ndarray) -> torch.Tensor:
+    """Centres `(C, K, D)` in the order of `classes`; zeros for classes that training did not have.
+
+    The gallery at inference may differ from the training set: a hidden rerun, or a larger one.
+    """
+    if np.array_equal(known, classes):
+        return centers
+    place = np.minimum(np.searchsorted(known, classes), len(known) - 1)
+    found = torch.from_numpy(known[place] == classes)
+    return torch.where(found[:, None, None], centers[torch.from_numpy(place)], 0.0)
+
+
+def side_by_side(runs: Sequence[Vectors], weights: Sequence[float], *, whiten: int = 0) -> Vectors:
+    """Several runs as one: a cosine of the joined vectors is the weighted mean of the runs'.
+
+    Args:
+        runs: with the same tables.
+        weights: one per run; a run of weight 0 is left out.
+        whiten: dimensions after PCA whitening learned on the table `train`; 0 leaves them as they
+            are. Centres are only kept without it, and when all runs have as many sub-centres.
+    """
+    keep = [i for i, weight in enumerate(weights) if weight > 0]
+    chosen, shares = [runs[i] for i in keep], [weights[i] for i in keep]
+
+    def joined(name: str) -> Embeddings | None:
+        parts = [getattr(run, name) for run in chosen]
+        return None if any(p is None for p in parts) else blend.blend_embeddings(parts, shares)
+
+    tables: Any = {name: joined(name) for name in ("train", "test", "index", "negatives")}
+    if whiten:
+        return Vectors(**tables).mapped(Whitening(whiten).fit(tables["train"].vectors).transform)
+    parts = [run.centers for run in chosen]
+    if any(p is None for p in parts) or len({p.shape[1] for p in parts if p is not None}) > 1:
+        return Vectors(**tables)
+    scale = np.sqrt(np.asarray(shares) / np.sum(shares))
+    centers = [float(s) * p for s, p in zip(scale, parts, strict=True) if p is not None]
+    return Vectors(**tables, centers=torch.cat(centers, 2))
