@@ -148,6 +148,8 @@ class CrossBatchMemory(_Memory):
         Raises:
             ValueError: embeddings or labels of another shape or type.
         """
+        # First, so that what they get as rows and as references is added up in this type.
+        embeddings = embeddings.to(torch.promote_types(embeddings.dtype, self.memory.dtype))
         return self._against(embeddings, labels, embeddings)
 
 
