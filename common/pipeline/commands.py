@@ -94,7 +94,7 @@ class Commands(Generic[C]):
                     "on images it has seen; leave it out, or set data.fold=-1 to score nothing"
                 )
         own = any(word.startswith("out=") for word in words)
-        return replace(self.check(settings), run=run, out=settings.out if own else None)  # type: ignore[type-var, no-any-return]
+        return replace(self.check(settings), run=run, out=settings.out if own else None)  # type: ignore[type-var]
 
     def ensemble(self, doc: str, arguments: list[str]) -> tuple[C, list[C]]:
         """The config of ensemble.py and those of its members.

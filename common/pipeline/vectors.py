@@ -47,8 +47,12 @@ class Vectors:
 
     def mapped(self, change: Callable[[Embeddings], Embeddings]) -> Vectors:
         """Every table's embeddings changed, without centres, which they no longer fit."""
-        rest = (None if part is None else change(part) for part in (self.index, self.negatives))
-        return Vectors(change(self.train), change(self.test), *rest)
+        return Vectors(
+            change(self.train),
+            change(self.test),
+            None if self.index is None else change(self.index),
+            None if self.negatives is None else change(self.negatives),
+        )
 
 
 def embed(
