@@ -10,63 +10,172 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 
+from common.retrieval.stored import Stored
 from common.types import Embeddings
 
-Vectors = Embeddings | torch.Tensor
-Top = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+Vectors = Embeddings | Stored | torch.Tensor
+Top = tuple[torch.Tensor, torch.Tensor]  # scores and columns
 
 BACKENDS = ("auto", "torch", "faiss")
 FAISS_GPU_LIMIT = 2048  # neighbors per query: a limit of its selection kernels
+_CPU_CELLS = 2**23  # 32 MB: products are fast from some 500 x 8,000 on, and L3 caches hold it
+_CPU_COLUMNS = 8_192
+_STEP = 1_024  # odd widths slow the product down
+_GPU_TILE = (1_024, 65_536)
+_GROUP = 8  # columns that share one maximum
+_MANY = 32  # more hits than one in so many cells: a plain selection is faster
 
 
 def tensor(vectors: Vectors) -> torch.Tensor:
     """The `(N, D)` tensor of either form, outside any graph."""
+    if isinstance(vectors, Stored):
+        raise ValueError("These embeddings stay in their files; here they are needed in memory.")
     return (vectors.vectors if isinstance(vectors, Embeddings) else vectors).detach()
 
 
+def blocks(gallery: Vectors) -> Iterator[tuple[int, torch.Tensor]]:
+    """First row and vectors of each piece of a gallery that is in memory at one time."""
+    if isinstance(gallery, Stored):
+        yield from gallery.blocks()
+    else:
+        yield 0, tensor(gallery)
+
+
 def candidates(
-    queries: Vectors,
-    gallery: Vectors,
+    q: torch.Tensor,
+    g: torch.Tensor,
     width: int,
     *,
+    floor: torch.Tensor | None,
     backend: str,
     device: torch.device,
-    query_block: int,
-    gallery_block: int,
-) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Rounded scores and rows `(Q, width)`, best first, and the largest norm of the gallery.
+    query_block: int | None,
+    gallery_block: int | None,
+) -> Top:
+    """Rounded scores and rows `(Q, width)`, best first; padding has row -1 and score -inf.
 
-    Whatever is left out has a rounded score of at most the last one given; ties come in any order.
-
-    Raises:
-        ValueError: a gallery value is NaN or infinite.
+    Whatever is left out has a rounded score of at most the last one given, or of at most `floor`
+    `(Q,)`; ties come in any order. Values must be finite.
     """
-    q, g = tensor(queries), tensor(gallery)
     faiss = use_faiss(backend, device, width)
-    top = _faiss_top if faiss else _torch_top()
-    size = len(q) if faiss else query_block  # faiss tiles the queries itself
-    starts = range(0, len(q), size)
-    best: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-    largest = 0.0
-    for row in range(0, len(g), gallery_block):
+    rows, columns = _tile(len(q), width, device, query_block, gallery_block)
+    rows = len(q) if faiss else rows  # faiss tiles the queries itself
+    starts = range(0, len(q), max(1, rows))
+    best: dict[int, Top] = {}
+    product = _product(device)
+    for row in range(0, len(g), columns):
         # The gallery is the outer loop: a float16 one is widened block by block, and only once.
-        block = g[row : row + gallery_block].to(device, torch.float32)
-        largest = max(largest, float(finite_norms(block, "gallery", gallery, row).max()))
+        block = g[row : row + columns].to(device, torch.float32)
         for start in starts:
-            chunk = q[start : start + size].to(device, torch.float32)
-            score, index = top(chunk, block, min(width, len(block)))
-            index += row
-            if start in best:
-                score = torch.cat([best[start][0], score], 1)
-                index = torch.cat([best[start][1], index], 1)
-                score, keep = score.topk(min(width, score.shape[1]))
-                index = index.gather(1, keep)
-            best[start] = (score, index)
-    found = [best[start] for start in starts]
-    return torch.cat([s for s, _ in found]), torch.cat([i for _, i in found]), largest
+            chunk = q[start : start + rows].to(device, torch.float32)
+            known = best.get(start)
+            if faiss:
+                score, index = _faiss_top(chunk, block, min(width, len(block)))
+            else:
+                least = _least(known, None if floor is None else floor[start : start + rows], width)
+                score, index = _tile_top(product(chunk, block), len(block), width, least)
+            index = torch.where(index < 0, -1, index + row)
+            best[start] = _merged(known, (score, index), width)
+    score = torch.cat([best[start][0] for start in starts])
+    index = torch.cat([best[start][1] for start in starts])
+    score, place = score.sort(1, descending=True)
+    return score, index.gather(1, place)
+
+
+def _tile(
+    queries: int, width: int, device: torch.device, rows: int | None, columns: int | None
+) -> tuple[int, int]:
+    """Rows and columns of a tile: as asked for, or as is fast on the device."""
+    if device.type != "cpu":
+        return rows or _GPU_TILE[0], columns or _GPU_TILE[1]
+    if rows is None:
+        rows = max(16, _CPU_CELLS // (columns or max(_CPU_COLUMNS, 4 * width)))
+    if columns is None:
+        columns = _CPU_CELLS // max(1, min(rows, queries)) // _STEP * _STEP
+        columns = max(_CPU_COLUMNS, min(2**17, columns))
+    return rows, columns
+
+
+def _product(device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The inner products of a chunk and a block, in one buffer that all tiles share.
+
+    Mapping memory anew for each tile costs more than the selection. Columns are padded with -inf
+    to a multiple of the group.
+    """
+    buffer = torch.empty(0, device=device)
+
+    def product(chunk: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+        nonlocal buffer
+        columns = -(-len(block) // _GROUP) * _GROUP
+        if len(buffer) < len(chunk) * columns:
+            buffer = torch.empty(len(chunk) * columns, device=device)
+        tile = buffer[: len(chunk) * columns].view(len(chunk), columns)
+        tile[:, len(block) :] = -torch.inf
+        torch.mm(chunk, block.T, out=tile[:, : len(block)])
+        return tile
+
+    return product
+
+
+def _least(known: Top | None, floor: torch.Tensor | None, width: int) -> torch.Tensor | None:
+    """What a score must exceed to matter, `(Q, 1)`; None while some row has no such bound."""
+    least = floor
+    if known is not None and known[0].shape[1] == width:
+        last = known[0].amin(1)
+        least = last if least is None else torch.maximum(least, last)
+    if least is None or bool((least == -torch.inf).any()):
+        return None
+    return least[:, None]
+
+
+def _tile_top(tile: torch.Tensor, real: int, width: int, least: torch.Tensor | None) -> Top:
+    """The best of a tile in any order: those above `least` if these are few, else the `width` best.
+
+    Almost all cells of all but the first tiles are below the bound, and a maximum over groups of
+    columns says so at a fraction of what a selection costs.
+    """
+    if tile.device.type == "cpu":
+        groups = tile.view(len(tile), _GROUP, -1)  # column = member * number of groups + group
+        highest = groups.amax(1)
+        if least is None and highest.shape[1] >= width:
+            # So many groups hold a cell of at least this; cells equal to it must be found as well.
+            last = highest.topk(width, sorted=False).values.amin(1, keepdim=True)
+            least = last.nextafter(last.new_tensor(-torch.inf))
+        if least is not None:
+            row, group = (highest > least).nonzero().unbind(1)
+            if len(row) <= tile.numel() // _MANY:
+                cells = groups[row, :, group]
+                hit, member = (cells > least.index_select(0, row)).nonzero().unbind(1)
+                column = member * groups.shape[2] + group.index_select(0, hit)
+                return _padded(row.index_select(0, hit), column, cells[hit, member], len(tile))
+    score, index = tile.topk(min(width, real), sorted=False)
+    return score, index
+
+
+def _padded(row: torch.Tensor, column: torch.Tensor, score: torch.Tensor, rows: int) -> Top:
+    """Hits, by row ascending, as `(rows, widest)` scores and columns; -inf and -1 behind them."""
+    first = torch.searchsorted(row, torch.arange(rows + 1, device=row.device))
+    place = torch.arange(len(row), device=row.device) - first[row]
+    widest = int(first.diff().max())
+    scores = score.new_full((rows, widest), -torch.inf)
+    columns = column.new_full((rows, widest), -1)
+    scores[row, place], columns[row, place] = score, column
+    return scores, columns
+
+
+def _merged(known: Top | None, found: Top, width: int) -> Top:
+    """The `width` best of both, in any order."""
+    if known is not None and not found[0].shape[1]:
+        return known
+    score, index = found
+    if known is not None:
+        score, index = torch.cat([known[0], score], 1), torch.cat([known[1], index], 1)
+    if score.shape[1] <= width:
+        return score, index
+    score, keep = score.topk(width, sorted=False)
+    return score, index.gather(1, keep)
 
 
 def use_faiss(backend: str, device: torch.device, width: int) -> bool:
@@ -109,7 +218,7 @@ def finite_norms(block: torch.Tensor, name: str, source: Vectors, start: int) ->
     wrong = (~norms.isfinite()).nonzero()
     if len(wrong):
         row = start + int(wrong[0])
-        who = f" (id {str(source.ids[row])!r})" if isinstance(source, Embeddings) else ""
+        who = f" (id {str(source.ids[row])!r})" if not isinstance(source, torch.Tensor) else ""
         raise ValueError(
             f"{name}: {len(wrong)} embeddings hold NaN or infinite values, the first is row "
             f"{row}{who}: extract them again, without half precision."
@@ -129,31 +238,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _torch_top() -> Top:
-    buffer = torch.empty(0)  # one tile for the whole search: mapping memory anew costs more
-
-    def top(
-        queries: torch.Tensor, block: torch.Tensor, k: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        nonlocal buffer
-        cells = len(queries) * len(block)
-        if len(buffer) < cells:
-            buffer = torch.empty(cells, device=block.device)
-        tile = buffer[:cells].view(len(queries), len(block))
-        if block.device.type == "cpu":
-            # NumPy's OpenBLAS beats torch's MKL here on the CPUs tried: tests/bench/search.py.
-            np.matmul(queries.numpy(), block.numpy().T, out=tile.numpy())
-        else:
-            torch.mm(queries, block.T, out=tile)
-        score, index = tile.topk(k)
-        return score, index
-
-    return top
-
-
-def _faiss_top(
-    queries: torch.Tensor, block: torch.Tensor, k: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _faiss_top(queries: torch.Tensor, block: torch.Tensor, k: int) -> Top:
     import faiss
 
     queries, block = queries.contiguous(), block.contiguous()
