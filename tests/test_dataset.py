@@ -75,6 +75,19 @@ def test_reduced_scale_is_used(paths, monkeypatch):
     assert sizes == [build("crop", SIZE, True).short_side, SIZE, None]
 
 
+def test_a_second_view_is_another_one_and_moves_nothing(paths, labels):
+    plain, both = make(paths, labels), make(paths, labels, second=True)
+    for key in [(0, 5), (0, 6), (4, 5)]:
+        item = both[key]
+        assert torch.equal(item["image"], plain[key]["image"])
+        assert item["second"].shape == item["image"].shape
+        assert not torch.equal(item["second"], item["image"])
+        assert torch.equal(item["second"], both[key]["second"])
+    assert not torch.equal(both[0, 5]["second"], both[0, 6]["second"])
+    assert torch.equal(both[BROKEN, 5]["second"], both[BROKEN, 5]["image"])
+    assert "second" not in plain[0]
+
+
 def test_boxes_and_mirror(paths):
     boxes = np.zeros((10, 4), np.int32)
     boxes[1] = (10, 5, 50, 30)

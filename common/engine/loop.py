@@ -202,6 +202,11 @@ class Loop:
         shares = self._shares(labels) if distributed.joined() else None
         second = None
         if getattr(self.criterion, "second_view", False):
+            if "second" not in batch:
+                raise ValueError(
+                    "momentum_queue with view: second needs a second view in each batch: "
+                    "ImageDataset(second=True), or view: same."
+                )
             second = batch["second"].to(self.device, non_blocking=True)
         with contextlib.nullcontext() if move else self.accelerator.no_sync(self.wrapped):
             loss = self.wrapped(images, labels, shares, second)
