@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-TILE = 1 << 22  # elements of the largest temporary: 16 MiB in float32
+TILE = 1 << 22  # elements of the largest of the temporaries: 16 MiB in float32
 _SMALLEST = 1e-12  # a row without a larger entry has no direction: cosine 0, gradient 0
 
 
@@ -24,7 +24,7 @@ class ClassCosines(NamedTuple):
     others: Tensor  # logsumexp of scale * cosine over all other classes; -inf without any
     total: Tensor  # sum of the cosines over all classes
     hardest: Tensor  # largest cosine among the other classes, -1 without any; no gradient
-    winner: Tensor  # int64 index of the own class's nearest sub-centre; no gradient
+    winner: Tensor  # int64, which centre of the own class is nearest, 0 for -1; no gradient
 
 
 def class_cosines(
@@ -66,89 +66,146 @@ class _ClassCosines(torch.autograd.Function):
         ctx: Any, unit: Tensor, weight: Tensor, labels: Tensor, k: int, scale: float
     ) -> tuple[Tensor, ...]:
         with torch.autocast(unit.device.type, enabled=False):
-            rows, classes = len(unit), len(weight) // k
-            cosine = unit.new_empty(rows, classes)
-            winner = unit.new_zeros(rows, classes if k > 1 else 0, dtype=torch.uint8)
-            inverse = unit.new_empty(len(weight))  # 1 / length of each centre
-            own, mass, total = unit.new_zeros(3, rows)
-            peak = unit.new_full((rows,), -1.0)  # no cosine is lower: exponents are never inf - inf
-            for start, stop in _tiles(unit, classes):
-                block, centers = cosine[:, start:stop], weight[start * k : stop * k].to(unit.dtype)
-                inverse[start * k : stop * k] = _inverse_length(centers)
-                _nearest(unit, centers, inverse[start * k : stop * k], block, winner[:, start:stop])
+            kept = Cosines(unit, weight, k)
+            own, mass, total = unit.new_zeros(3, len(unit))
+            peak = unit.new_full((len(unit),), -1.0)  # no cosine is lower: never inf - inf
+            chosen = torch.zeros_like(labels)
+            for start, stop in kept.tiles():
+                block, winner = kept.fill(start, stop)
                 place, inside = _locate(labels, start, stop)
-                here = block.gather(1, place)
-                own = torch.where(inside, here, own[:, None])[:, 0]
-                rest = block.scatter(1, place, here.masked_fill(inside, -torch.inf))
-                before, peak = peak, torch.maximum(peak, rest.amax(1))
+                here = block.gather(0, place)
+                own = torch.where(inside, here, own)[0]
+                if k > 1:
+                    chosen = torch.where(inside, winner.gather(0, place).long(), chosen)[0]
+                rest = kept.buffer[: stop - start].copy_(block)
+                rest.scatter_(0, place, here.masked_fill(inside, -torch.inf))
+                before, peak = peak, torch.maximum(peak, rest.amax(0))
                 mass *= torch.exp(scale * (before - peak))
-                mass += rest.sub_(peak[:, None]).mul_(scale).exp_().sum(1)
-                total += block.sum(1)
+                mass += rest.sub_(peak).mul_(scale).exp_().sum(0)
+                total += block.sum(0)
             others = scale * peak + mass.log()
-        chosen = torch.zeros_like(labels)
-        if k > 1:
-            chosen = winner.gather(1, labels.clamp_min(0)[:, None])[:, 0].long()
         ctx.k, ctx.scale = k, scale
-        ctx.save_for_backward(unit, weight, labels, cosine, winner, inverse, others)
+        ctx.save_for_backward(unit, weight, labels, *kept.saved(), others)
         ctx.mark_non_differentiable(peak, chosen)
+        ctx.set_materialize_grads(False)  # `total` has no part in most losses
         return own, others, total, peak, chosen
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        d_own, d_others, d_total = grads[:3]
-        unit, weight, labels, cosine, winner, inverse, others = ctx.saved_tensors
-        k, scale = ctx.k, ctx.scale
-        d_unit = torch.zeros_like(unit)
-        d_weight = torch.empty_like(weight)
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        unit, weight, labels, *saved, others = ctx.saved_tensors
+        kept = Cosines(unit, weight, ctx.k, *saved)
+        d_own, d_others = (others.new_zeros(len(unit)) if g is None else g for g in grads[:2])
         with torch.autocast(unit.device.type, enabled=False):
-            for start, stop in _tiles(unit, cosine.shape[1]):
-                block = cosine[:, start:stop]
+            slope = d_others * ctx.scale
+            for start, stop in kept.tiles():
                 place, inside = _locate(labels, start, stop)
-                grad = (block * scale).sub_(others[:, None]).exp_().mul_(d_others[:, None] * scale)
+                grad = torch.mul(
+                    kept.cosine[start:stop], ctx.scale, out=kept.buffer[: stop - start]
+                )
+                grad.sub_(others).exp_().mul_(slope)
                 # The own class had no part in `others`; in a single class its entry is NaN so far.
-                own = torch.where(inside, d_own[:, None], grad.gather(1, place))
-                grad.scatter_(1, place, own).add_(d_total[:, None])
-                for j in range(k):
-                    mine = slice(start * k + j, stop * k, k)
-                    centers, shrink = weight[mine].to(unit.dtype), inverse[mine]
-                    # Every other sub-centre lost the maximum: it has no part in this cosine.
-                    part = grad if k == 1 else grad.masked_fill(winner[:, start:stop] != j, 0)
-                    along = (part * block).sum(0).mul_(shrink)
-                    part.mul_(shrink)
-                    d_unit.addmm_(part, centers)
-                    update = part.T @ unit
-                    d_weight[mine] = update.addcmul_(centers, (along * shrink)[:, None], value=-1)
-        return d_unit, d_weight, None, None, None
+                grad.scatter_(0, place, torch.where(inside, d_own, grad.gather(0, place)))
+                if grads[2] is not None:
+                    grad.add_(grads[2])
+                kept.pull(start, stop, grad)
+        return kept.d_unit, kept.d_weight, None, None, None
 
 
-def _tiles(unit: Tensor, classes: int) -> Iterator[tuple[int, int]]:
-    """Ranges of classes whose cosines, centres and gradients each fit into `TILE` elements."""
-    step = max(1, TILE // max(1, *unit.shape))
-    for start in range(0, classes, step):
-        yield start, min(start + step, classes)
+class Cosines:
+    """The (C, B) cosines of a batch to all classes, filled and differentiated tile by tile.
+
+    All blocks are (n, B), a class's row of cosines adjacent: so the K centres of a class need one
+    product, their maximum runs over vectors, and what a tile makes stays in the cache.
+
+    Args:
+        unit: (B, D).
+        weight: (C*K, D).
+        k: centres per class.
+        saved: nothing before the first `fill`; for `pull` what `saved` gave.
+    """
+
+    def __init__(self, unit: Tensor, weight: Tensor, k: int, *saved: Tensor) -> None:
+        self.unit, self.weight, self.k = unit, weight, k
+        rows, dim, self.classes = *unit.shape, len(weight) // k
+        # Centres are copied only to another type; otherwise the widest temporary has B columns.
+        width = max(1, rows, 0 if weight.dtype == unit.dtype else dim)
+        self.step = min(self.classes, max(1, TILE // (k * width)))
+        # Fresh memory costs more than the arithmetic done in it, so all tiles share theirs.
+        self.buffer = unit.new_empty(self.step, rows)
+        self.parts = unit.new_empty(self.step, k, rows)
+        if not saved:
+            saved = (
+                unit.new_empty(self.classes, rows),
+                unit.new_zeros(self.classes if k > 1 else 0, rows, dtype=torch.uint8),
+                unit.new_empty(len(weight)),
+            )
+        else:
+            self.d_unit, self.d_weight = torch.zeros_like(unit), torch.empty_like(weight)
+            self.products, self.zero = torch.empty_like(self.parts), unit.new_zeros(())
+        self.cosine, self.winner, self.inverse = saved  # the last is 1 / length of each centre
+
+    def saved(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What backward needs."""
+        return self.cosine, self.winner, self.inverse
+
+    def tiles(self) -> Iterator[tuple[int, int]]:
+        """Ranges of classes whose cosines, centres and gradients each fit into `TILE` elements."""
+        for start in range(0, self.classes, max(1, self.step)):
+            yield start, min(start + self.step, self.classes)
+
+    def fill(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """(n, B) largest cosine of each class and which centre it is, the first one on a tie."""
+        n, k, centers = stop - start, self.k, self._centers(start, stop)
+        inverse = self.inverse[start * k : stop * k]
+        inverse.copy_(inverse_length(centers))
+        block, winner = self.cosine[start:stop], self.winner[start:stop]
+        if k == 1:
+            return torch.mm(centers, self.unit.T, out=block).mul_(inverse[:, None]), winner
+        found = self.parts[:n]
+        torch.mm(centers, self.unit.T, out=found.flatten(0, 1))
+        found.mul_(inverse.view(n, k, 1))
+        block.copy_(found[:, 0])
+        for j in range(1, k):
+            better = (found[:, j] > block).view(torch.uint8)
+            torch.maximum(winner, better.mul_(j), out=winner)  # a later winner has a higher number
+            torch.maximum(block, found[:, j], out=block)
+        return block, winner
+
+    def pull(self, start: int, stop: int, grad: Tensor) -> None:
+        """Add to both gradients what the (n, B) gradient of the tile's cosines makes of them."""
+        n, k, centers = stop - start, self.k, self._centers(start, stop)
+        inverse = self.inverse[start * k : stop * k].view(n, k, 1)
+        parts = self.parts[:n]
+        if k == 1:
+            torch.mul(grad[:, None], inverse, out=parts)
+        else:
+            for j in range(k):
+                # Every other sub-centre lost the maximum: it has no part in this cosine.
+                mine = self.winner[start:stop] == j
+                torch.where(mine, grad, self.zero, out=parts[:, j])
+            parts.mul_(inverse)
+        along = torch.mul(parts, self.cosine[start:stop, None], out=self.products[:n]).sum(2)
+        along = along.mul_(inverse[:, :, 0]).neg_().view(n * k, 1)
+        flat, place = parts.flatten(0, 1), slice(start * k, stop * k)
+        self.d_unit.addmm_(flat.T, centers)
+        same = self.weight.dtype == self.unit.dtype
+        update = torch.mul(centers, along, out=self.d_weight[place] if same else None)
+        update.addmm_(flat, self.unit)
+        if not same:
+            self.d_weight[place] = update
+
+    def _centers(self, start: int, stop: int) -> Tensor:
+        return self.weight[start * self.k : stop * self.k].to(self.unit.dtype)
 
 
 def _locate(labels: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
-    """(B, 1) column of each label in the tile, and whether it lies in the tile at all."""
-    labels = labels[:, None]
+    """(1, B) row of each label in the tile, and whether it lies in the tile at all."""
+    labels = labels[None]
     return (labels - start).clamp(0, stop - start - 1), (labels >= start) & (labels < stop)
 
 
-def _inverse_length(centers: Tensor) -> Tensor:
+def inverse_length(centers: Tensor) -> Tensor:
+    """(N,) 1 / length of (N, D) rows, 0 for those without a direction."""
     length = torch.linalg.vector_norm(centers, dim=1)
     return torch.where(length > _SMALLEST, 1 / length, 0)
-
-
-def _nearest(
-    unit: Tensor, centers: Tensor, inverse: Tensor, cosine: Tensor, winner: Tensor
-) -> None:
-    """Fill in each class's largest cosine and which centre it is, the first one on a tie."""
-    k = len(centers) // cosine.shape[1]
-    for j in range(k):
-        found = (unit @ centers[j::k].T).mul_(inverse[j::k])
-        if j == 0:
-            cosine.copy_(found)
-        else:
-            winner.masked_fill_(found > cosine, j)
-            torch.maximum(cosine, found, out=cosine)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from common.losses.cosine import ClassCosines, _inverse_length, _nearest, _tiles
+from common.losses.cosine import ClassCosines, Cosines, inverse_length
 
 # (B, n) cosines to some of the classes and where those are the own ones -> what they contribute:
 # numbers of which the logsumexp over all tiles is wanted, and numbers to be summed.
@@ -23,7 +23,7 @@ class OverClasses(NamedTuple):
     logs: Tensor  # logsumexp over the tiles
     sums: Tensor  # sum over the tiles
     hardest: Tensor  # (B,) largest cosine among the other classes, -1 without any; no gradient
-    winner: Tensor  # (B,) index of the own class's nearest sub-centre; no gradient
+    winner: Tensor  # (B,) which centre of the own class is nearest, 0 for -1; no gradient
 
     def cosines(self) -> ClassCosines:
         """The same for a head's statistics."""
@@ -61,7 +61,7 @@ def other_classes(logits: Tensor, mine: Tensor) -> tuple[Tensor, Tensor]:
 def own_cosines(unit: Tensor, weight: Tensor, labels: Tensor, *, k: int = 1) -> Tensor:
     """(B,) cosine of unit rows to the nearest centre of their class, no gradient; any for -1."""
     centers = weight.view(-1, k, weight.shape[1])[labels.clamp_min(0)].to(unit.dtype)
-    inverse = _inverse_length(centers.flatten(0, 1)).view(len(unit), k)
+    inverse = inverse_length(centers.flatten(0, 1)).view(len(unit), k)
     return ((centers * unit[:, None]).sum(2) * inverse).amax(1)
 
 
@@ -73,27 +73,24 @@ class _OverClasses(torch.autograd.Function):
         ctx: Any, unit: Tensor, weight: Tensor, labels: Tensor, part: Part, k: int
     ) -> tuple[Tensor, ...]:
         with torch.autocast(unit.device.type, enabled=False):
-            rows, classes = len(unit), len(weight) // k
-            cosine = unit.new_empty(rows, classes)
-            winner = unit.new_zeros(rows, classes if k > 1 else 0, dtype=torch.uint8)
-            inverse = unit.new_empty(len(weight))  # 1 / length of each centre
-            hardest = unit.new_full((rows,), -1.0)
+            kept = Cosines(unit, weight, k)
+            hardest = unit.new_full((len(unit),), -1.0)
             logs, sums = [], []
-            for start, stop in _tiles(unit, classes):
-                block, centers = cosine[:, start:stop], weight[start * k : stop * k].to(unit.dtype)
-                inverse[start * k : stop * k] = _inverse_length(centers)
-                _nearest(unit, centers, inverse[start * k : stop * k], block, winner[:, start:stop])
-                mine = _mine(labels, start, stop)
-                hardest = torch.maximum(hardest, block.masked_fill(mine, -1).amax(1))
-                log, total = part(block, mine)
+            for start, stop in kept.tiles():
+                block, mine = kept.fill(start, stop)[0], _mine(labels, start, stop)
+                rest = kept.buffer[: stop - start].copy_(block).masked_fill_(mine, -1)
+                hardest = torch.maximum(hardest, rest.amax(0))
+                log, total = part(block.T, mine.T)
                 logs.append(log)
                 sums.append(total)
             log = torch.stack(logs).logsumexp(0)
-        place = labels.clamp_min(0)[:, None]
-        own = torch.where(labels >= 0, cosine.gather(1, place)[:, 0], 0)
-        chosen = winner.gather(1, place)[:, 0].long() if k > 1 else torch.zeros_like(labels)
+        place = labels.clamp_min(0)[None]
+        own = torch.where(labels >= 0, kept.cosine.gather(0, place)[0], 0)
+        chosen = torch.zeros_like(labels)
+        if k > 1:
+            chosen = torch.where(labels >= 0, kept.winner.gather(0, place)[0].long(), 0)
         ctx.part, ctx.k = part, k
-        ctx.save_for_backward(unit, weight, labels, cosine, winner, inverse, log)
+        ctx.save_for_backward(unit, weight, labels, *kept.saved(), log)
         ctx.mark_non_differentiable(hardest, chosen)
         return own, log, torch.stack(sums).sum(0), hardest, chosen
 
@@ -101,32 +98,21 @@ class _OverClasses(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         d_own, d_logs, d_sums = grads[:3]
-        unit, weight, labels, cosine, winner, inverse, logs = ctx.saved_tensors
-        k = ctx.k
-        d_unit, d_weight = torch.zeros_like(unit), torch.empty_like(weight)
+        unit, weight, labels, *saved, logs = ctx.saved_tensors
+        kept = Cosines(unit, weight, ctx.k, *saved)
         with torch.autocast(unit.device.type, enabled=False):
-            for start, stop in _tiles(unit, cosine.shape[1]):
-                block, mine = cosine[:, start:stop], _mine(labels, start, stop)
+            for start, stop in kept.tiles():
+                mine = _mine(labels, start, stop)
                 with torch.enable_grad():
-                    leaf = block.detach().requires_grad_()
-                    log, total = ctx.part(leaf, mine)
+                    leaf = kept.cosine[start:stop].T.detach().requires_grad_()
+                    log, total = ctx.part(leaf, mine.T)
                 pairs = (log, d_logs * torch.exp(log.detach() - logs)), (total, d_sums)
                 made, given = zip(*[p for p in pairs if p[0].requires_grad], strict=True)
                 (grad,) = torch.autograd.grad(made, leaf, given)
-                grad = torch.where(mine, grad + d_own[:, None], grad)
-                for j in range(k):
-                    chosen = slice(start * k + j, stop * k, k)
-                    centers, shrink = weight[chosen].to(unit.dtype), inverse[chosen]
-                    # Every other sub-centre lost the maximum: it has no part in this cosine.
-                    pull = grad if k == 1 else grad.masked_fill(winner[:, start:stop] != j, 0)
-                    along = (pull * block).sum(0) * shrink
-                    pull = pull * shrink
-                    d_unit.addmm_(pull, centers)
-                    update = pull.T @ unit
-                    d_weight[chosen] = update.addcmul_(centers, (along * shrink)[:, None], value=-1)
-        return d_unit, d_weight, None, None, None
+                kept.pull(start, stop, grad.T + mine * d_own)
+        return kept.d_unit, kept.d_weight, None, None, None
 
 
 def _mine(labels: Tensor, start: int, stop: int) -> Tensor:
-    """(B, n) bool, whether a class of the tile is the row's own."""
-    return torch.arange(start, stop, device=labels.device) == labels[:, None]
+    """(n, B) bool, whether a class of the tile is the row's own."""
+    return torch.arange(start, stop, device=labels.device)[:, None] == labels
