@@ -7,9 +7,10 @@ import torch
 
 from common.data.images import ImageError
 from common.rerank.features import LocalFeatures, extract, load
-from common.rerank.geometry import Settings, mutual_nearest
+from common.rerank.geometry import Settings
 from common.rerank.inliers import count_inliers
 from common.rerank.local import verify
+from common.rerank.matching import mutual_nearest
 from common.types import Neighbors
 from tests.oracles.views import texture, turned
 
@@ -90,7 +91,7 @@ def test_verify_says_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match=r"uint8 .*got float64"):
         verify(good / 255.0, good)
     for wrong, message in (
-        ({"features": "surf"}, "'surf'; known: sift, disk"),
+        ({"features": "surf"}, "'surf'; known: sift, rootsift, disk"),
         ({"matcher": "flann"}, "'flann'; known: mutual"),
         ({"matcher": "lightglue"}, "No LightGlue weights for sift"),
         ({"model": "affine"}, "'affine'; known: homography"),

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from common.notes import Notes
 from common.rerank import inliers as inliers_module
 from common.rerank import local as local_module
+from common.rerank.evidence import SHAPE, Evidence
 from common.rerank.features import LocalFeatures
 from common.rerank.geometry import Settings
 from common.rerank.inliers import count_inliers
@@ -64,7 +66,9 @@ def test_local_adds_capped_inliers_and_sorts(task, tmp_path):
     assert counts[0, 2] == 0, "the blank picture"
     assert counts[1, 2] == 0, "the broken file"
     with pytest.warns(UserWarning, match="could not be read"):
-        found = local(neighbors, queries, gallery, tmp_path, top=5, cap=30, weight=2.0, floor=12)
+        found = local(
+            neighbors, queries, gallery, tmp_path, Notes(), top=5, cap=30, weight=2.0, floor=12
+        )
     assert found.index.tolist() == [[1, 3, 0, 2, 4, 5], [0, 2, 1, 3, 5, -1]]
     assert found.score[0].tolist() == pytest.approx([2.6, 2.5, 0.9, 0.8, 0.7, 0.4])
     assert torch.equal(neighbors.index, before[0])
@@ -73,11 +77,11 @@ def test_local_adds_capped_inliers_and_sorts(task, tmp_path):
 
 def test_floor_and_top_limit_what_counts(task, tmp_path):
     neighbors, queries, gallery = task
-    nothing = local(neighbors, queries, gallery, tmp_path, top=2, floor=15)
+    nothing = local(neighbors, queries, gallery, tmp_path, Notes(), top=2, floor=15)
     assert torch.equal(nothing.index, neighbors.index)
     assert torch.equal(nothing.score, neighbors.score)
     with pytest.raises(ValueError, match="cap must be above 0"):
-        local(neighbors, queries, gallery, tmp_path, cap=0)
+        local(neighbors, queries, gallery, tmp_path, Notes(), cap=0)
 
 
 def test_threads_do_not_change_the_answer(task, tmp_path):
@@ -103,7 +107,7 @@ def counting(monkeypatch, name, stop_after=None):
     return calls
 
 
-@pytest.mark.parametrize(("name", "stop", "left"), [("extract", 3, 3), ("match", 4, 4)])
+@pytest.mark.parametrize(("name", "stop", "left"), [("extract", 3, 3), ("compare", 4, 4)])
 def test_a_stopped_run_goes_on_where_it_was(task, tmp_path, monkeypatch, name, stop, left):
     neighbors = Neighbors(task[0].index[:, [0, 1, 3, 4]], task[0].score[:, [0, 1, 3, 4]])
     arguments = (neighbors, *task[1:], tmp_path, Settings())
@@ -119,7 +123,7 @@ def test_a_stopped_run_goes_on_where_it_was(task, tmp_path, monkeypatch, name, s
     assert torch.equal(found[0], fresh[0])
     assert torch.equal(found[1], fresh[1])
     with monkeypatch.context() as patch:
-        calls = [*counting(patch, "extract"), *counting(patch, "match")]
+        calls = [*counting(patch, "extract"), *counting(patch, "compare")]
         again = count_inliers(*arguments)
     assert not calls
     assert torch.equal(found[0], again[0])
@@ -217,15 +221,21 @@ def test_keys_are_directed_and_missing_files_have_their_own(tmp_path):
     assert image_key(bytes(tmp_path / "x")) != image_key(bytes(tmp_path / "y"))
 
 
+def evidence(counts):
+    counts = np.array(counts, np.int32)
+    return Evidence(counts, np.repeat(counts[:, :1], len(SHAPE), 1).astype(np.float32))
+
+
 def test_pair_store_finds_old_and_new(tmp_path):
     store = PairStore(tmp_path)
     assert not store.lookup(np.array([1, 2], np.uint64))[0].any()
-    store.append(np.array([5, 2], np.uint64), np.array([[1, 3], [4, 6]], np.int32))
-    store.append(np.array([9], np.uint64), np.array([[7, 8]], np.int32))
+    store.append(np.array([5, 2], np.uint64), evidence([[1, 3], [4, 6]]))
+    store.append(np.array([9], np.uint64), evidence([[7, 8]]))
     for one in (store, PairStore(tmp_path)):
-        known, counts = one.lookup(np.array([2, 3, 5, 9], np.uint64))
+        known, found = one.lookup(np.array([2, 3, 5, 9], np.uint64))
         assert known.tolist() == [True, False, True, True]
-        assert counts.tolist() == [[4, 6], [0, 0], [1, 3], [7, 8]]
+        assert found.counts.tolist() == [[4, 6], [0, 0], [1, 3], [7, 8]]
+        assert found.shape[:, 0].tolist() == pytest.approx([4, np.nan, 1, 7], nan_ok=True)
 
 
 def reverse(neighbors, gallery_paths, *, shift: float = 0.0):
@@ -280,7 +290,7 @@ def test_hook_calls_your_function(task):
 
 def test_only_steps_are_in_the_catalog():
     known = catalog(local_module)
-    assert sorted(known) == ["hook", "local"]
+    assert sorted(known) == ["hook", "local", "plausible"]
     bind({"name": "local", "features": "sift", "top": 50, "cap": 70}, known)
     bind({"name": "hook", "function": "a.b:c", "arguments": {"x": 1}}, known)
 

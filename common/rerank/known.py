@@ -2,10 +2,42 @@
 
 from __future__ import annotations
 
-from common.rerank import decide, discriminative, labels, local
+from common.rerank import (
+    blending,
+    decide,
+    diffusion,
+    discriminative,
+    explore,
+    grouped,
+    labels,
+    learned,
+    local,
+    propagate,
+    reciprocal,
+    superglobal,
+    wild,
+)
+from common.rerank.checks import check_step as check_step
 from common.retrieval import expand, search, whiten
 from common.steps import catalog
 
-STEPS = catalog(search, expand, whiten, labels, discriminative, decide, local)
+STEPS = catalog(
+    search,
+    expand,
+    whiten,
+    labels,
+    discriminative,
+    decide,
+    local,
+    reciprocal,
+    propagate,
+    diffusion,
+    explore,
+    blending,
+    superglobal,
+    learned,
+    wild,
+    grouped,
+)
 for _call in ("search", "whitening", "decide"):  # for Python: they do not map an entry of the state
     del STEPS[_call]

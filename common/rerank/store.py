@@ -1,4 +1,4 @@
-"""Work that survives a kill: local features per image and inliers per pair, in safetensors shards.
+"""Work that survives a kill: local features per image and evidence per pair, in safetensors shards.
 
 A folder belongs to one set of settings. Every shard is written whole or not at all and never
 changed, so a stopped run loses at most the shard it was filling, and two runs may share a folder.
@@ -18,10 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from common.paths import atomic, write_text
+from common.rerank.evidence import SHAPE, Evidence
 from common.rerank.features import LocalFeatures
 
 _ROOM = 1 << 20  # more images than any shard holds
-VERSION = 1  # raise it when features or matches of the same settings come out differently
+VERSION = 2  # raise it when features or matches of the same settings come out differently
 
 
 def settings_folder(root: Path, kind: str, settings: Mapping[str, Any]) -> Path:
@@ -109,36 +110,45 @@ class FeatureStore:
 
 
 class PairStore:
-    """Inliers and matches by pair key, all in memory: 16 bytes a pair."""
+    """Evidence by pair key, all in memory: 60 bytes a pair."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         shards = [_open_shard(path) for path in _shard_files(folder)]
-        keys = np.concatenate([np.zeros(0, np.uint64), *(s.get_tensor("keys") for s in shards)])
-        counts = np.concatenate(
-            [np.zeros((0, 2), np.int32), *(s.get_tensor("counts") for s in shards)]
-        )
-        self._keys, first = np.unique(keys, return_index=True)
-        self._counts = counts[first]
-        self._new: list[tuple[np.ndarray, np.ndarray]] = []  # appended since the last lookup
+        self._keys = np.zeros(0, np.uint64)
+        self._counts = np.zeros((0, 2), np.int32)
+        self._shape = np.zeros((0, len(SHAPE)), np.float32)
+        # Appended since the last lookup.
+        self._new = [(s.get_tensor("keys"), _evidence(s)) for s in shards]
 
-    def lookup(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which pairs are known, `(P,)` bool, and their inliers and matches, `(P, 2)` int32."""
+    def lookup(self, keys: np.ndarray) -> tuple[np.ndarray, Evidence]:
+        """Which pairs are known, `(P,)` bool, and their evidence: 0 inliers of the others."""
         if self._new:
             merged = np.concatenate([self._keys, *(k for k, _ in self._new)])
-            counts = np.concatenate([self._counts, *(c for _, c in self._new)])
+            counts = np.concatenate([self._counts, *(e.counts for _, e in self._new)])
+            shape = np.concatenate([self._shape, *(e.shape for _, e in self._new)])
             self._keys, first = np.unique(merged, return_index=True)
-            self._counts, self._new = counts[first], []
+            self._counts, self._shape, self._new = counts[first], shape[first], []
         if not len(self._keys):
-            return np.zeros(len(keys), dtype=bool), np.zeros((len(keys), 2), np.int32)
+            none = np.full((len(keys), len(SHAPE)), np.nan, np.float32)
+            return np.zeros(len(keys), dtype=bool), Evidence(
+                np.zeros((len(keys), 2), np.int32), none
+            )
         place = np.searchsorted(self._keys, keys).clip(max=len(self._keys) - 1)
         known = self._keys[place] == keys
-        return known, np.where(known[:, None], self._counts[place], 0)
+        return known, Evidence(
+            np.where(known[:, None], self._counts[place], 0),
+            np.where(known[:, None], self._shape[place], np.float32(np.nan)),
+        )
 
-    def append(self, keys: np.ndarray, counts: np.ndarray) -> None:
-        """Write one shard of `(P,)` keys and `(P, 2)` inliers and matches."""
-        _write(self._folder, {"keys": keys, "counts": counts})
-        self._new.append((keys, counts))
+    def append(self, keys: np.ndarray, found: Evidence) -> None:
+        """Write one shard of `(P,)` keys and the evidence of their pairs."""
+        _write(self._folder, {"keys": keys, "counts": found.counts, "shape": found.shape})
+        self._new.append((keys, found))
+
+
+def _evidence(shard: Any) -> Evidence:
+    return Evidence(shard.get_tensor("counts"), shard.get_tensor("shape"))
 
 
 def _write(folder: Path, tensors: dict[str, np.ndarray]) -> Path:
