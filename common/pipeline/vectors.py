@@ -17,7 +17,7 @@ import torch
 from common import blend
 from common.data import augment
 from common.engine import distributed
-from common.engine.checkpoint import fingerprint, load_tree, save_tree
+from common.engine.checkpoint import fingerprint, load_lasting, load_tree, save_tree
 from common.engine.extract import ViewConfig, extract
 from common.entry import say
 from common.losses.total import Total
@@ -82,7 +82,7 @@ def embed(
     model.load_state_dict(tree["model"])
     model.to(device).eval()
     heads = criterion(model.embedding_dim, len(known))
-    heads.load_state_dict(tree["criterion"])
+    load_lasting(heads, tree["criterion"])
     transform = augment.build("none", view.size, False, fit=view.fit)
     card = {"weights": fingerprint(weights)}
     vectors = {}
