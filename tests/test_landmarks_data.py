@@ -13,8 +13,8 @@ import torch
 
 from common.config import load
 from common.data.tables import DataError
+from common.rerank import known
 from common.types import Embeddings
-from competitions.landmarks import ranking
 from competitions.landmarks.config import BASE, Config
 from competitions.landmarks.data import SAMPLE, DataConfig, read
 from competitions.landmarks.ensemble import Join, compared
@@ -218,7 +218,7 @@ def test_steps_see_train_without_the_held_out_images_and_only_when_they_read_it(
         seen.append((train, train_labels))
         return neighbors
 
-    monkeypatch.setitem(ranking.STEPS, "spy", spy)
+    monkeypatch.setitem(known.STEPS, "spy", spy)
     rest = {"cache": tmp_path, "device": torch.device("cpu")}
     for fold, rows in ((held, held.split.train), (None, np.ones(len(data.train), bool))):
         asked = held_question("retrieval", vectors, held)

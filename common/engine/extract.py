@@ -37,6 +37,7 @@ class ViewConfig:
     size: int = 224  # side of the largest view in pixels
     scales: list[float] = field(default_factory=lambda: [1.0])  # of that side, at most 1
     flip: bool = False  # also mirrored
+    join_flip: bool = False  # the mirrored views' vector beside the others', not averaged with them
     merge: str = "mean"  # mean | max | gem: of the views, dimension by dimension
     merge_p: float = 10.0  # exponent of gem: 1 = mean, large = max
     fit: str = "squash"  # squash | crop | pad: how a rectangle becomes a square
@@ -62,10 +63,16 @@ def views(images: torch.Tensor, config: ViewConfig) -> list[torch.Tensor]:
 
 @torch.inference_mode()
 def embed_batch(model: nn.Module, images: torch.Tensor, config: ViewConfig) -> torch.Tensor:
-    """Unit embeddings `(B, D)` float32, merged from the unit embeddings of all views."""
+    """Unit embeddings `(B, D)` float32, merged from the unit embeddings of all views.
+
+    `(B, 2 D)` with `join_flip`: a cosine of two images is then the mean of plain with plain and
+    mirrored with mirrored, as twin classes need it (Humpback 2019, 1st and 3rd place).
+    """
     vectors = [model.embed(view).float() for view in views(images, config)]  # type: ignore[operator]
     assert vectors, "ViewConfig.scales is empty"
-    return F.normalize(merge(torch.stack(vectors), config.merge, config.merge_p), dim=1)
+    sides = [vectors[::2], vectors[1::2]] if config.flip and config.join_flip else [vectors]
+    merged = [F.normalize(merge(torch.stack(v), config.merge, config.merge_p)) for v in sides]
+    return F.normalize(torch.cat(merged, 1))
 
 
 def merge(vectors: torch.Tensor, how: str, p: float = 10.0) -> torch.Tensor:
@@ -107,9 +114,7 @@ def embed_rows(
     device: torch.device,
 ) -> tuple[torch.Tensor, int]:
     """`(len(rows), D)` vectors on the CPU, zeros where the image cannot be read, and how many."""
-    data = ImageDataset(
-        table.paths, None, size=config.size, transform=transform, boxes=table.boxes
-    )
+    data = ImageDataset(table.paths, None, size=config.size, transform=transform, boxes=table.boxes)
     word = resolve_precision(config.precision, device)
     amp = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(word)
     parts, bad = [], 0
@@ -128,7 +133,7 @@ def embed_rows(
                 "help its weights are damaged, train again."
             )
         parts.append((vectors * readable[:, None]).cpu())
-    return torch.cat(parts) if parts else torch.zeros(0, model.embedding_dim), bad  # type: ignore
+    return torch.cat(parts) if parts else torch.zeros(0, _width(model, config)), bad
 
 
 def embed_table(
@@ -193,8 +198,7 @@ def extract(
     distributed.wait()
     if distributed.rank() == 0:
         files = [folder / f"{number:06d}.safetensors" for number in range(len(cuts))]
-        dim = int(model.embedding_dim)  # type: ignore[arg-type]
-        _join(files, table, dim, config.half, key).save(path)
+        _join(files, table, _width(model, config), config.half, key).save(path)
         for left in path.parent.glob(f"{path.stem}.*.blocks"):  # of killed processes too
             shutil.rmtree(left)
     distributed.wait()
@@ -214,10 +218,17 @@ def _join(
     return Embeddings(table.ids, vectors, {**key, "unreadable": bad})
 
 
+def _width(model: nn.Module, config: ViewConfig) -> int:
+    """Length of an embedding."""
+    return int(model.embedding_dim) * (1 + (config.flip and config.join_flip))  # type: ignore[arg-type]
+
+
 def _settings(config: ViewConfig) -> dict[str, Any]:
     """What the vectors depend on; batch and block sizes and workers are not part of it."""
     # Only what differs from the mean is named: embeddings made before there was a choice stay good.
     merged: dict[str, Any] = {} if config.merge == "mean" else {"merge": config.merge}
+    if config.join_flip:
+        merged["join_flip"] = True
     if config.merge == "gem":
         merged["merge_p"] = config.merge_p
     return {

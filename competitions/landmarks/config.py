@@ -10,36 +10,21 @@ import numpy as np
 import torch
 
 from common import config
-from common.data import augment
-from common.engine.extract import ViewConfig, check_merge
-from common.engine.settings import FitConfig, resolve_precision, this_device
+from common.engine.extract import ViewConfig
+from common.engine.settings import FitConfig
 from common.losses import total
 from common.models.embedder import ModelConfig
+from common.pipeline.checks import check_blend, check_training, check_views
 from common.pipeline.commands import Commands
+from common.pipeline.ranking import STATE
 from common.pipeline.training import SAMPLERS
 from common.rerank.known import STEPS, check_step
-from common.steps import bind, chain, help_text
+from common.steps import chain, help_text
 from common.track import TrackConfig
 
 from .data import DataConfig
 
 BASE = Path(__file__).with_name("config.yaml")
-# What a chain starts from; every chain must leave `neighbors`.
-STATE = {
-    "queries",
-    "gallery",
-    "gallery_labels",
-    "negatives",
-    "centers",
-    "train",
-    "train_labels",
-    "train_paths",
-    "query_paths",
-    "gallery_paths",
-    "cache",
-    "device",
-    "notes",
-}
 
 
 @dataclass
@@ -76,24 +61,9 @@ def check(settings: Config) -> Config:
     """The settings, once every name in them is known to exist."""
     if settings.task not in ("both", "recognition", "retrieval"):
         raise config.ConfigError(f"task={settings.task!r}: choose both, recognition or retrieval.")
-    if settings.ensemble.by not in ("embeddings", "scores", "ranks"):
-        raise config.ConfigError(
-            f"ensemble.by={settings.ensemble.by!r}: choose embeddings, scores or ranks."
-        )
-    for scale in settings.view.scales:
-        if not 0 < scale <= 1:
-            raise config.ConfigError(
-                f"view.scales has {scale}: they are shares of view.size, in (0, 1]."
-            )
-    if not settings.view.scales:
-        raise config.ConfigError("view.scales is empty: [1.0] is a single view.")
-    check_merge(settings.view.merge, settings.view.merge_p)
-    for recipe in (settings.train.augment, *(s.augment for s in settings.train.stages)):
-        if recipe is not None:
-            augment.build(recipe, 32, True)
-    resolve_precision(settings.train.precision, this_device())
-    total.check(settings.loss)
-    bind(settings.train.sampler, SAMPLERS, "train.sampler")
+    check_blend(settings.ensemble)
+    check_views(settings.view)
+    check_training(settings.train, settings.loss)
     for task in ("recognition", "retrieval"):
         steps = getattr(settings, task)
         chain(steps, STEPS, STATE, task)

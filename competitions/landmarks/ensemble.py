@@ -21,6 +21,7 @@ from common import blend, weigh
 from common.engine.settings import this_device
 from common.entry import entry, say
 from common.notes import Notes
+from common.pipeline.ranking import Question, reads
 from common.pipeline.vectors import Vectors, load, side_by_side
 from common.steps import Step
 from common.types import Neighbors
@@ -29,11 +30,9 @@ from .config import COMMANDS, Config
 from .data import Landmarks, read
 from .ranking import (
     Held,
-    Question,
     apply,
     check_penalties,
     held_question,
-    reads,
     score,
     test_question,
 )

@@ -20,12 +20,13 @@ from common.engine import distributed
 from common.engine.settings import this_device
 from common.entry import entry, say
 from common.notes import Notes
+from common.pipeline.ranking import Question
 from common.pipeline.vectors import embed
 from common.types import Neighbors
 
 from .config import COMMANDS, criterion_of
 from .data import read
-from .ranking import Held, Question, apply, check_penalties, held_question, test_question
+from .ranking import Held, apply, check_penalties, held_question, test_question
 from .results import finish, outputs, start_run
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from inspect import signature
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +15,15 @@ from common.data.folds import Split, split
 from common.engine.extract import ViewConfig, embed_table
 from common.metrics import gap, map_at_k
 from common.notes import Notes
+from common.pipeline import ranking
+from common.pipeline.ranking import Question
 from common.pipeline.vectors import Vectors
 from common.rerank.labels import vote
 from common.retrieval.search import search
-from common.steps import Step, chain
+from common.steps import Step
 from common.types import Embeddings, Neighbors, Table
 
-from .config import STATE, STEPS, Config
+from .config import Config
 from .data import Landmarks
 
 TOP = 100  # a retrieval submission names at most 100 index images
@@ -88,26 +88,6 @@ class Held:
             f"to recognise and {others} images to reject; "
             f"{len(retrieval.queries)} retrieval queries in {len(retrieval.gallery)} images"
         )
-
-
-@dataclass
-class Question:
-    """Queries and a gallery with their files, and, for validation, the truth.
-
-    Attributes:
-        gallery_labels: what the steps may know, -1 throughout for an index.
-        truth: `(Q,)` int64 label of each query, -1 to be rejected; None where nobody knows.
-        relevant: `(G,)` int64 label of each gallery row, for scoring retrieval only.
-    """
-
-    queries: Embeddings
-    gallery: Embeddings
-    gallery_labels: torch.Tensor
-    negatives: Embeddings | None
-    query_paths: np.ndarray
-    gallery_paths: np.ndarray
-    truth: np.ndarray | None = None
-    relevant: np.ndarray | None = None
 
 
 def check_penalties(config: Config, data: Landmarks) -> None:
@@ -185,30 +165,17 @@ def apply(
     rows = np.arange(len(data.train))
     if held is not None:
         rows = held.trainable(rows, data.train.labels)
-    # Less the held-out images it is a copy of the largest table: made for steps that read it.
-    train = vectors.train.select(data.train.ids[rows]) if reads(steps, "train") else None
-    state: dict[str, Any] = {
-        "queries": question.queries,
-        "gallery": question.gallery,
-        "gallery_labels": question.gallery_labels,
-        "negatives": question.negatives,
-        "centers": vectors.centers,
-        "train": train,
-        "train_labels": torch.from_numpy(data.train.labels[rows]),
-        "train_paths": data.train.paths[rows] if reads(steps, "train_paths") else None,
-        "query_paths": question.query_paths,
-        "gallery_paths": question.gallery_paths,
-        "cache": cache,
-        "device": device,
-        "notes": Notes() if notes is None else notes,
-    }
-    neighbors: Neighbors = chain(steps, STEPS, STATE, "steps")(state)["neighbors"]
-    return neighbors
-
-
-def reads(steps: list[Step], name: str) -> bool:
-    """Whether one of the steps takes `name` from the state."""
-    return any(name in signature(STEPS[step["name"]]).parameters for step in steps)
+    table = data.train.take(rows)
+    return ranking.apply(
+        steps,
+        question,
+        lambda: vectors.train.select(table.ids),
+        table,
+        vectors.centers,
+        cache=cache,
+        device=device,
+        notes=notes,
+    )
 
 
 def score(task: str, question: Question, found: Neighbors) -> float:

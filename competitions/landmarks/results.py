@@ -15,8 +15,10 @@ from common.entry import say
 from common.metrics import map_at_k
 from common.metrics import score as score_file
 from common.notes import Notes
+from common.pipeline.ranking import Question
 from common.pipeline.scores import inline, score_rows, table
 from common.report.files import Analysis, save_analysis
+from common.report.matches import show_matches
 from common.report.page import write_report
 from common.retrieval.search import search
 from common.submission import check, write
@@ -25,7 +27,7 @@ from common.types import Neighbors
 
 from .config import BASE, Config
 from .data import Landmarks
-from .ranking import TOP, Held, Question, score, top_label, top_names
+from .ranking import TOP, Held, score, top_label, top_names
 
 Answer = Callable[[str, bool, Notes], tuple[Question, Neighbors]]
 METRICS = {"recognition": ("gap", "GAP"), "retrieval": ("map100", "mAP@100")}
@@ -106,6 +108,16 @@ def finish(
             scores[f"held-out/{metric}"] = score(task, asked, known)
             part = recognition_analysis if task == "recognition" else retrieval_analysis
             part(asked, known, data, held, analysis, run)
+            question = asked
+        show_matches(
+            notes,
+            question.queries.ids,
+            question.gallery.ids,
+            question.query_paths,
+            question.gallery_paths,
+            question.truth,
+            question.relevant,
+        )
         analysis.notes[task] = asdict(notes)
         say(f"{task}: {path} passes the check" + inline(scores, metric, name))
     run.summary(**scores)
