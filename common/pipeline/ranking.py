@@ -1,0 +1,102 @@
+"""A question about embeddings, and the chain of steps that answers it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.notes import Notes
+from common.rerank.known import STEPS
+from common.steps import Step, chain
+from common.types import Embeddings, Neighbors, Table
+
+# What a chain starts from; every chain must leave `neighbors`.
+STATE = {
+    "queries",
+    "gallery",
+    "gallery_labels",
+    "negatives",
+    "centers",
+    "train",
+    "train_labels",
+    "train_paths",
+    "query_paths",
+    "gallery_paths",
+    "cache",
+    "device",
+    "notes",
+}
+
+
+@dataclass
+class Question:
+    """Queries and a gallery with their files, and, for validation, the truth.
+
+    Attributes:
+        gallery_labels: what the steps may know, -1 throughout for a gallery without labels.
+        negatives: images known to be of no class.
+        truth: `(Q,)` int64 label of each query, -1 to be rejected; None where nobody knows.
+        relevant: `(G,)` int64 label of each gallery row, for scoring retrieval only.
+    """
+
+    queries: Embeddings
+    gallery: Embeddings
+    gallery_labels: torch.Tensor
+    negatives: Embeddings | None
+    query_paths: np.ndarray
+    gallery_paths: np.ndarray
+    truth: np.ndarray | None = None
+    relevant: np.ndarray | None = None
+
+
+def apply(
+    steps: Sequence[Step],
+    question: Question,
+    train: Callable[[], Embeddings],
+    table: Table,
+    centers: torch.Tensor | None,
+    *,
+    cache: Path,
+    device: torch.device,
+    notes: Notes | None = None,
+) -> Neighbors:
+    """What the steps make of a question, best first.
+
+    Args:
+        steps: as in YAML.
+        question: queries and gallery.
+        train: embeddings of `table`, made only for steps that read them: it may be a large copy.
+        table: rows that steps may learn from, for validation without what is held out.
+        centers: `(C, K, D)` class centres of the head, or None.
+        cache: folder for local features and matches.
+        device: where networks run.
+        notes: filled with what the steps found out.
+    """
+    state: dict[str, Any] = {
+        "queries": question.queries,
+        "gallery": question.gallery,
+        "gallery_labels": question.gallery_labels,
+        "negatives": question.negatives,
+        "centers": centers,
+        "train": train() if reads(steps, "train") else None,
+        "train_labels": torch.from_numpy(table.labels),
+        "train_paths": table.paths,
+        "query_paths": question.query_paths,
+        "gallery_paths": question.gallery_paths,
+        "cache": cache,
+        "device": device,
+        "notes": Notes() if notes is None else notes,
+    }
+    neighbors: Neighbors = chain(steps, STEPS, STATE, "steps")(state)["neighbors"]
+    return neighbors
+
+
+def reads(steps: Sequence[Step], name: str) -> bool:
+    """Whether one of the steps takes `name` from the state."""
+    return any(name in signature(STEPS[step["name"]]).parameters for step in steps)
