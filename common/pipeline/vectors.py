@@ -63,6 +63,8 @@ def embed(
     classes: np.ndarray,
     criterion: Callable[[int, int], Total],
     device: torch.device,
+    *,
+    change: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Vectors:
     """The embeddings of every table by a run's weights; files that are finished are only read.
 
@@ -74,6 +76,8 @@ def embed(
         classes: `(C,)` names of the classes that the centres are wanted for.
         criterion: makes the run's criterion from embedding_dim and number of classes.
         device: where the model runs.
+        change: made of the `(C, K, D)` centres before they are kept, where classes or vectors are
+            not those of training.
     """
     weights = folder / "weights.safetensors"
     tree = load_tree(weights)
@@ -100,8 +104,9 @@ def embed(
     centers = heads.centers()
     if centers is not None:
         centers = align(centers.cpu(), known, classes)
+        centers = centers if change is None else change(centers)
         if distributed.rank() == 0:
-            tree = {"centers": centers, "classes": encode_strings(classes)}
+            tree = {"centers": centers, "classes": encode_strings(classes[: len(centers)])}
             save_tree(folder / "embeddings" / "centers.safetensors", tree)
     return Vectors(**vectors, centers=centers)
 
@@ -132,7 +137,8 @@ def align(centers: torch.Tensor, known: np.ndarray, classes: np.ndarray) -> torc
     """
     if np.array_equal(known, classes):
         return centers
-    place = np.minimum(np.searchsorted(known, classes), len(known) - 1)
+    order = np.argsort(known)
+    place = order[np.minimum(np.searchsorted(known, classes, sorter=order), len(known) - 1)]
     found = torch.from_numpy(known[place] == classes)
     return torch.where(found[:, None, None], centers[torch.from_numpy(place)], 0.0)
 

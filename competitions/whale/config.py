@@ -1,0 +1,124 @@
+"""Schema of config.yaml, and the steps that its lists may name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.config import ConfigError
+from common.engine.extract import ViewConfig
+from common.engine.settings import FitConfig
+from common.losses import total
+from common.models.embedder import ModelConfig
+from common.pipeline.checks import check_blend, check_training, check_views
+from common.pipeline.commands import Commands
+from common.pipeline.ranking import STATE
+from common.pipeline.training import SAMPLERS
+from common.rerank.known import STEPS, check_step
+from common.steps import chain, help_text
+from common.track import TrackConfig
+
+from .data import DataConfig
+
+BASE = Path(__file__).with_name("config.yaml")
+RULES = ("validation", "share", "quantile", "threshold")
+
+
+@dataclass
+class UnknownConfig:
+    """The `unknown:` section: from which score downwards the unknown identity comes first."""
+
+    by: str = "validation"
+    value: float = 0.276
+    single: float = 0.0
+    accept: int = 0
+
+
+@dataclass
+class EnsembleConfig:
+    """The `ensemble:` section."""
+
+    by: str = "embeddings"
+    weights: list[float] = field(default_factory=list)
+    steps: int = 10
+    whiten: int = 0
+
+
+@dataclass
+class Config:
+    """Everything in config.yaml."""
+
+    out: str | None = None
+    run: str | None = None
+    runs: list[str] = field(default_factory=list)
+    seed: int = 0
+    twins: bool = False
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: list[dict[str, Any]] = field(default_factory=list)
+    train: FitConfig = field(default_factory=FitConfig)
+    view: ViewConfig = field(default_factory=ViewConfig)
+    ranking: list[dict[str, Any]] = field(default_factory=list)
+    unknown: UnknownConfig = field(default_factory=UnknownConfig)
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
+
+
+def check(settings: Config) -> Config:
+    """The settings, once every name in them is known to exist."""
+    check_training(settings.train, settings.loss)
+    check_views(settings.view)
+    check_blend(settings.ensemble)
+    if settings.twins and not settings.view.join_flip:
+        raise ConfigError(
+            "twins=true makes an individual's mirror image a class of its own: set "
+            "view.join_flip=true, or inference would average what training told apart."
+        )
+    if settings.view.join_flip and not settings.view.flip:
+        raise ConfigError("view.join_flip=true joins the mirrored view: set view.flip=true.")
+    if settings.unknown.by not in RULES:
+        raise ConfigError(f"unknown.by={settings.unknown.by!r}: choose {', '.join(RULES)}.")
+    if settings.unknown.by == "validation" and settings.data.fold < 0:
+        raise ConfigError(
+            "unknown.by=validation needs held-out images, and data.fold=-1 holds none: set "
+            "unknown.by=share, or threshold with the value that an earlier run printed."
+        )
+    chain(settings.ranking, STEPS, STATE, "ranking")
+    for step in settings.ranking:
+        check_step(step)
+    return settings
+
+
+def criterion_of(
+    settings: Config, embedding_dim: int, num_classes: int, counts: np.ndarray | None = None
+) -> total.Total:
+    """The criterion; without `counts` (of images per class) only for its centres."""
+    known = torch.ones(num_classes) if counts is None else torch.from_numpy(counts)
+    state = {"embedding_dim": embedding_dim, "num_classes": num_classes, "class_counts": known}
+    return total.build(settings.loss, state)
+
+
+def steps_help() -> str:
+    """The part of `--help` about names in lists."""
+    return "\n\n".join(
+        [
+            help_text("loss:", total.KNOWN),
+            help_text("train.sampler:", SAMPLERS),
+            help_text("ranking:", STEPS),
+        ]
+    )
+
+
+COMMANDS = Commands(
+    Config,
+    Path(__file__).parent,
+    "whale",
+    check,
+    steps_help,
+    trained=("twins",),
+    shared=("unknown", "boxes", "box_margin", "unknown_share"),
+)

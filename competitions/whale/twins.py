@@ -1,0 +1,37 @@
+"""Twin classes: an individual's mirror image is somebody else (Humpback 2019, 1st and 3rd place).
+
+A fluke mirrored is a fluke that no whale has. So training has 2 C classes, class c + C of the
+mirrored images of c, and inference compares plain with plain and mirrored with mirrored views
+(`view.join_flip`), which averages the two halves again.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from common.types import Table
+
+MIRRORED = "~mirrored"
+
+
+def doubled(table: Table, classes: int) -> tuple[Table, np.ndarray]:
+    """All rows, then all rows mirrored with label + `classes`; and which are mirrored, `(2 N,)`.
+
+    Unknown rows stay unknown (-1) when mirrored.
+    """
+    labels = np.where(table.labels >= 0, table.labels + classes, -1)
+    mirrored = Table(np.char.add(table.ids, MIRRORED), table.paths, labels, table.boxes)
+    return Table.concatenate([table, mirrored]), np.arange(2 * len(table)) >= len(table)
+
+
+def twin_names(classes: np.ndarray) -> np.ndarray:
+    """`(2 C,)` names of the doubled classes."""
+    return np.concatenate([classes, np.char.add(classes, MIRRORED)])
+
+
+def joined_centers(centers: torch.Tensor) -> torch.Tensor:
+    """`(2 C, K, D)` centres of doubled classes as `(C, K, 2 D)` unit centres of joined views."""
+    plain, mirrored = centers.chunk(2)
+    return F.normalize(torch.cat([plain, mirrored], 2), dim=2)
