@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator
 
@@ -58,14 +57,14 @@ class Batches:
         return np.asarray(np.stack(orders)[rounds - first, place])
 
     def _add_unknown(self, rows: Array, count: int, groups: int) -> Array:
-        """Draws of M batches of `(M, n)` rows in `groups`, with `count` unknown ones in each.
+        """Draws of M batches of `(M, ...)` rows in `groups`, with `count` unknown ones in each.
 
-        In equal chunks, so that ranks that take whole groups get their part of the unknown too.
+        Evenly between the groups, so that each rank gets its part of the unknown too.
         """
-        unknown = self._draw_unknown(count * len(rows))
-        chunks = math.gcd(groups, count)
-        both = (part.reshape(len(rows), chunks, -1) for part in (rows, unknown))
-        return np.concatenate(list(both), axis=2).ravel()
+        rows = rows.reshape(len(rows), -1)
+        unknown = self._draw_unknown(count * len(rows)).reshape(len(rows), count)
+        after = (np.arange(count) + 1) * groups // max(count, 1) * (rows.shape[1] // groups)
+        return np.insert(rows, after, unknown, axis=1).ravel()
 
     def _cut(self, draws: int, batches: int) -> None:
         if draws // batches < self.world:
