@@ -2,6 +2,9 @@
 
 Embeddings before the search (landmarks 2020 3rd place, Shopee 1st place), neighbors after it
 (landmarks 2020 1st, Shopee 2nd and 6th place). Weights are relative: they are divided by their sum.
+Other people's submission files (`common.blend_files`):
+
+    python -m common.blend whale A.csv B.csv --weights 2,1 -o OUT.csv
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from common.rerank.voting import group, row_range
+from common.rerank.voting import group, row_range, scores_of
 from common.types import Embeddings, Neighbors
 from common.weigh import search_weights as search_weights
 
@@ -83,6 +86,54 @@ def blend_scores(
     share = _shares(len(parts), weights, "blend_scores")
     _same_queries(parts)
     return _union(parts, share, _missing(parts, missing), k)
+
+
+def blend_power(
+    parts: Sequence[Neighbors],
+    weights: Sequence[float] | None = None,
+    *,
+    power: float = 2.0,
+    missing: str = "lowest",
+    k: int | None = None,
+) -> Neighbors:
+    """Weighted power mean of the models' scores, (sum w s^p)^(1/p), over the union, re-sorted.
+
+    1 is the arithmetic mean, 0 the geometric, -1 the harmonic; above 1 one sure model is enough,
+    below 1 all must agree: with p <= 0 one zero makes a zero. Origins: Shopee 2021 4th place
+    (squared cosines, then the mean), landmark retrieval 2021 5th place (cubes).
+
+    Args:
+        parts: `(Q, K_m)` each, the same queries and the same gallery; scores of at least 0.
+        weights: one per part; None: equal.
+        power: p.
+        missing: the score of a candidate that a model does not list, see `blend_scores`.
+        k: columns to keep; None: as many as the widest part.
+
+    Raises:
+        ValueError: a negative or NaN score, and as `blend_scores`.
+    """
+    share = _shares(len(parts), weights, "blend_power")
+    _same_queries(parts)
+    for number, part in enumerate(parts):
+        wrong = (part.index >= 0) & ~(part.score >= 0)
+        if bool(wrong.any()):
+            raise ValueError(
+                f"blend_power: model {number} has {int(wrong.sum())} negative or NaN scores, the "
+                f"first is {float(part.score[wrong][0]):.4g}: bring them to [0, 1] first."
+            )
+    device = parts[0].index.device
+    index = torch.cat([part.index.to(device) for part in parts], 1)
+    union = group(index, torch.zeros_like(index, dtype=torch.float32)).index
+    total = torch.zeros(union.shape, dtype=torch.float64, device=device)
+    for part, weight, low in zip(parts, share, _missing(parts, missing), strict=True):
+        score = scores_of(union, part).double()
+        score = torch.where(score.isnan(), low.to(device).double()[:, None], score)
+        if weight > 0:
+            total += weight * (score.log() if power == 0 else score**power)
+    mean = total.exp() if power == 0 else total ** (1 / power)
+    mean = mean.float().masked_fill(union < 0, -torch.inf)
+    width = k if k is not None else max(part.index.shape[1] for part in parts)
+    return Neighbors(union, mean).sorted().top(width)
 
 
 def blend_ranks(
@@ -211,3 +262,10 @@ def _same_queries(parts: Sequence[Neighbors]) -> None:
             raise ValueError(
                 f"blend: model 0 has {len(parts[0])} queries, model {number} has {len(part)}."
             )
+
+
+if __name__ == "__main__":
+    # Submissions come after blends in the order of imports; the command is theirs.
+    from common.blend_files import main
+
+    main()

@@ -1,4 +1,9 @@
-"""Blend weights that score best on validation data: coordinate search, or a grid on the simplex."""
+"""Blend weights that score best on validation data: coordinate search, or a grid on the simplex.
+
+On out-of-fold files (`common.weigh_files`):
+
+    python -m common.weigh TRUTH.csv A.csv B.safetensors --metric auc
+"""
 
 from __future__ import annotations
 
@@ -80,3 +85,9 @@ def _simplex(n: int, steps: int) -> np.ndarray:
             ]
         )
     return np.column_stack([heads, steps - heads.sum(1)]) / steps
+
+
+if __name__ == "__main__":
+    from common.weigh_files import main
+
+    main()

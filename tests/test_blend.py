@@ -7,6 +7,7 @@ from torch.nn.functional import normalize
 
 from common.blend import (
     blend_embeddings,
+    blend_power,
     blend_ranks,
     blend_scores,
     blend_votes,
@@ -121,6 +122,30 @@ def test_blend_ranks_is_the_naive_blend(parts):
     assert_same(found, oracle.ranks(plain(parts), weights, lambda rank: 1 / (60 + rank)))
     found = blend_ranks(parts, weights, method="borda", k=19)
     assert_same(found, oracle.ranks(plain(parts), weights, lambda rank: (10 - rank) / 9))
+
+
+@pytest.mark.parametrize("power", [-1.0, 0.0, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("missing", ["lowest", "zero"])
+@pytest.mark.parametrize("weights", [[1.0, 2.0, 0.5], [1.0, 0.0, 3.0]])
+def test_blend_power_is_the_naive_mean(parts, power, missing, weights):
+    for part in parts:
+        part.score += 0.3  # back to [0, 1]
+    parts[0].score[2, -1] = 0.0
+    found = blend_power(parts, weights, power=power, missing=missing, k=19)
+    assert_same(found, oracle.power(plain(parts), weights, power, missing))
+    if power == 1:
+        scores = blend_scores(parts, weights, missing=missing, k=19).score
+        assert torch.allclose(found.score, scores)
+
+
+def test_blend_power_wants_scores_of_at_least_zero(parts):
+    with pytest.raises(ValueError, match="model 0 has 1 negative or NaN scores, the first is -0.2"):
+        parts[0].score[0], parts[0].score[1:] = 0.5, 0.4
+        parts[0].score[3, 1] = -0.2
+        blend_power(parts[:1])
+    parts[0].score[3, 1] = torch.nan
+    with pytest.raises(ValueError, match="1 negative or NaN scores, the first is nan"):
+        blend_power(parts[:1])
 
 
 @pytest.mark.parametrize("hard", [False, True])

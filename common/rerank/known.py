@@ -15,6 +15,7 @@ from common.rerank import (
     propagate,
     reciprocal,
     superglobal,
+    unknown,
     wild,
 )
 from common.rerank.checks import check_step as check_step
@@ -38,6 +39,7 @@ STEPS = catalog(
     learned,
     wild,
     grouped,
+    unknown,
 )
 for _call in ("search", "whitening", "decide"):  # for Python: they do not map an entry of the state
     del STEPS[_call]

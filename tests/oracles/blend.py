@@ -1,5 +1,7 @@
 """Blends of ranked lists, one query at a time, in dicts."""
 
+import math
+
 
 def rows(parts):
     """Per query the list of the models' {index: score}."""
@@ -68,5 +70,24 @@ def votes(parts, thresholds, weights, hard):
                 value += weight / total * gain
             if value > 1e-6:
                 found[i] = value
+        out.append(ranked(found))
+    return out
+
+
+def power(parts, weights, p, missing):
+    total = sum(weights)
+    out = []
+    for models in rows(parts):
+        low = [min(m.values(), default=0.0) if missing == "lowest" else 0.0 for m in models]
+        found = {}
+        for i in set().union(*models):
+            scores = [m.get(i, lowest) for m, lowest in zip(models, low, strict=True)]
+            shares = [(w / total, s) for w, s in zip(weights, scores, strict=True) if w > 0]
+            if p <= 0 and any(s == 0 for _, s in shares):
+                found[i] = 0.0
+            elif p == 0:
+                found[i] = math.prod(s**w for w, s in shares)
+            else:
+                found[i] = sum(w * s**p for w, s in shares) ** (1 / p)
         out.append(ranked(found))
     return out
