@@ -42,7 +42,7 @@ def read_categories(source: str, classes: Array, *, root: Path, column: str) -> 
     columns = [str(name) for name in frame.columns]
     key = "label" if "label" in columns else column
     others = [name for name in columns if name != key]
-    chosen = wanted if name else (others[0] if len(others) == 1 else "")
+    chosen = wanted or (others[0] if len(others) == 1 else "")
     if key not in columns or chosen not in others:
         raise ValueError(
             f"{path} has columns {', '.join(columns)}: it must have label or {column}, and source="
