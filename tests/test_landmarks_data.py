@@ -17,7 +17,7 @@ from common.rerank import known
 from common.types import Embeddings
 from competitions.landmarks.config import BASE, Config
 from competitions.landmarks.data import SAMPLE, DataConfig, read
-from competitions.landmarks.ensemble import Join, compared
+from competitions.landmarks.ensemble import compared, join
 from competitions.landmarks.ranking import Held, Vectors, apply, held_question
 
 ROWS = [(f"{i:016x}", 100 + i % 3) for i in range(0x1230, 0x123C)]
@@ -248,12 +248,12 @@ def test_weights_are_searched_on_the_compared_embeddings_with_the_same_answer(
 ):
     config, data, held, made = held_out
     config.runs = [str(tmp_path / "a"), str(tmp_path / "b")]
-    join = Join(config, [config, config], [made(), made()], data, held)
-    few = [compared(vectors, held) for vectors in join.vectors]
+    both = join(task, config, [config, config], [made(), made()], data, held)
+    few = [compared(vectors, held) for vectors in both.vectors]
     assert len(few[0].train) < len(data.train)
-    asked, expected = join.answer(task, [0.3, 0.7], held)
-    again, found = join.answer(task, [0.3, 0.7], held, vectors=few)
+    asked, expected = both.answer([0.3, 0.7], True)
+    again, found = both.answer([0.3, 0.7], True, vectors=few)
     assert again.gallery.ids.tolist() == asked.gallery.ids.tolist()
     assert torch.equal(found.index, expected.index)
     assert torch.equal(found.score, expected.score)
-    assert sum(join.weights(task)) == pytest.approx(1)
+    assert sum(both.weights(config.runs)) == pytest.approx(1)
