@@ -99,13 +99,15 @@ def _confined(
     The rows' subgraphs are the blocks of one sparse matrix.
     """
     count, size = members.shape
-    place = np.full((count, graph.shape[1]), -1, np.int32)
-    place[np.arange(count)[:, None], members] = np.arange(count * size).reshape(count, size)
+    number = graph.shape[1]
+    place = np.full(count * number, -1, np.int32)
+    flat = members + number * np.arange(count)[:, None]
+    place[flat.ravel()] = np.arange(count * size)
     entries = graph[members.ravel()]
-    line = np.repeat(np.arange(count * size), np.diff(entries.indptr))
-    column = place[line // size, entries.indices]
-    inside = column >= 0
-    start = np.concatenate([[0], np.cumsum(np.bincount(line[inside], minlength=count * size))])
+    ends = entries.indptr[::size]
+    column = place[entries.indices + np.repeat(number * np.arange(count), np.diff(ends))]
+    inside = np.flatnonzero(column >= 0)
+    start = np.searchsorted(inside, entries.indptr)
     blocks = sparse.csr_array(
         (entries.data[inside], column[inside], start), shape=(count * size, count * size)
     )

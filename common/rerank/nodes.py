@@ -2,7 +2,6 @@
 
 Every image is one node: a query that is also in the gallery (same id, same vector) is not its own
 neighbor. Images that could not be read (zero vectors) are no nodes, and rank behind everything.
-Similarities come from float32 matrix products, so pairs within their rounding may change places.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from common.retrieval import tiles
 from common.types import Embeddings, Neighbors
 
 CELLS = 1 << 24  # float32 elements of one tile: 64 MiB, whatever the number of images
+_ROUNDING = 1e-6  # similarities nearer to each other may be in the wrong order: float32 products
 _ROWS = 512  # of a tile; more makes the matrix product no faster
 
 
@@ -99,21 +99,46 @@ def nodes_of(
 def nearest(vectors: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Each row's `k` nearest other rows (all, when there are fewer), and its lowest similarity.
 
-    Index int64 and similarity `(n, min(k, n - 1))`, best first, ties by row; lowest `(n,)`. Time
-    N^2 D, memory one tile and N k.
+    Index int64 and similarity `(n, min(k, n - 1))`, best first, ties by row; lowest `(n,)`. The
+    lists are exact, so they do not depend on the machine or on tiles: rows with similarities that
+    rounding may have swapped, some percent, are done again in float64. Time N^2 D, memory one tile
+    and N k.
     """
     number = len(vectors)
     k = min(k, number - 1)
     index = torch.empty(number, k, dtype=torch.int64, device=vectors.device)
     score = torch.empty(number, k, device=vectors.device)
     lowest = torch.empty(number, device=vectors.device)
+    unsure: list[torch.Tensor] = []
     with torch.no_grad(), tiles.full_precision(vectors.device):
         for rows, tile in products(vectors, vectors):
             lowest[rows] = tile.amin(1)
             tile.diagonal(rows.start).fill_(-torch.inf)
-            found = best(tile, k)
-            index[rows], score[rows] = found.index, found.score
+            found = best(tile, min(k + 1, number - 1))  # one more: the order at the edge counts
+            gap = found.score[:, :-1] - found.score[:, 1:]
+            index[rows], score[rows] = found.index[:, :k], found.score[:, :k]
+            unsure.append(rows.start + (gap < _ROUNDING).any(1).nonzero().squeeze(1))
+        step = max(1, min(_ROWS, CELLS // (2 * number)))
+        for again in torch.split(torch.cat(unsure), step) if unsure else ():
+            index[again], score[again] = _exact(vectors, again, k)
     return index, score, lowest
+
+
+def _exact(
+    vectors: torch.Tensor, rows: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `k` nearest other rows of some rows by float64 products, and their similarities."""
+    tile = torch.empty(len(rows), len(vectors), dtype=torch.float64, device=vectors.device)
+    asked = vectors[rows].double()
+    step = max(1, CELLS // (8 * vectors.shape[1]))
+    for start in range(0, len(vectors), step):
+        block = vectors[start : start + step].double()
+        torch.mm(asked, block.T, out=tile[:, start : start + step])
+    # Beyond float32 and short of float64's own rounding: copies of an image tie, others do not.
+    tile.mul_(2.0**40).round_().mul_(2.0**-40)
+    tile.scatter_(1, rows[:, None], -torch.inf)
+    found = best(tile, k)
+    return found.index, found.score.float()
 
 
 def products(queries: torch.Tensor, gallery: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:

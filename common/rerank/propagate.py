@@ -64,11 +64,12 @@ def gnn_rerank(
     if len(nodes.rows) and len(nodes.asked):
         lists = _propagate(nodes.vectors, k1, k2, layers)
         asked = lists[nodes.asked.cpu().numpy()]
-        others = lists[: len(nodes.rows)].T.tocsr()
 
         def mixed(rows: slice, tile: torch.Tensor) -> torch.Tensor:
-            shared = torch.from_numpy((asked[rows] @ others).toarray()).to(tile.device)
-            return lambda_value * tile + (1 - lambda_value) * shared
+            # All lists times a few, not the other way round: the transpose of few is cheap.
+            shared = (lists @ asked[rows].T.tocsr()).toarray()[: tile.shape[1]].T
+            shared = torch.from_numpy(shared).to(tile.device)
+            return tile.mul_(lambda_value).add_(shared, alpha=1 - lambda_value)
 
         found = rank(nodes, mixed, k, exclude_self=exclude_self)
     last = -lambda_value  # no readable image scores less

@@ -78,10 +78,11 @@ def k_reciprocal(
         shared = _Shared(encoding, nodes)
 
         def mixed(rows: slice, tile: torch.Tensor) -> torch.Tensor:
-            # 1 - Jaccard distance = m / (2 - m): the score without a subtraction of near ones.
-            near = 1 - (2 - 2 * tile) / reach[nodes.asked[rows], None]
+            # lambda (1 - d) + (1 - lambda) m / (2 - m), in place.
+            slope = 2 * lambda_value / reach[nodes.asked[rows], None]
+            tile.sub_(1).mul_(slope).add_(lambda_value)
             common = shared(rows).to(tile.device)
-            return lambda_value * near + (1 - lambda_value) * common / (2 - common)
+            return tile.addcdiv_(common, 2 - common, value=1 - lambda_value)
 
         found = rank(nodes, mixed, k, exclude_self=exclude_self)
     return answer(nodes, found, queries, gallery, k, last=0.0, exclude_self=exclude_self)

@@ -7,9 +7,12 @@ description.
 import numpy as np
 
 
-def k_reciprocal(queries, gallery, k1=20, k2=6, lambda_value=0.3):
-    """Distances `(Q, G)` float32; the rows are unit vectors."""
-    images = np.concatenate([queries, gallery]).astype(np.float32)
+def k_reciprocal(queries, gallery, k1=20, k2=6, lambda_value=0.3, dtype=np.float32):
+    """Distances `(Q, G)`; the rows are unit vectors.
+
+    The authors' is float32; float64 has no neighbors that rounding swaps.
+    """
+    images = np.concatenate([queries, gallery]).astype(dtype)
     number = len(images)
     distance = 2 - 2 * images @ images.T
     # The largest of each column, then transposed: each row divided by its own largest distance.
