@@ -225,7 +225,7 @@ SHOWN = ["Loss", "Summary", "Environment", "Scores", "Whole config", "Pictures"]
 @pytest.mark.parametrize(("piece", "section"), list(zip(PIECES, SHOWN, strict=True)))
 @pytest.mark.parametrize("content", [None, b"", b'\xff{"a": [1, '])
 def test_page_without_a_piece(folder, piece, section, content, monkeypatch):
-    monkeypatch.setattr(plots, "_svg", lambda figure, title: "<svg></svg>")  # drawing takes long
+    monkeypatch.setattr(plots, "as_svg", lambda figure, title: "<svg></svg>")  # drawing takes long
     assert section in Page(page.write_report(folder).read_text()).visible
     for path in list(folder.glob("tables/*")) if piece == "tables" else [folder / piece]:
         path.unlink()
@@ -236,7 +236,7 @@ def test_page_without_a_piece(folder, piece, section, content, monkeypatch):
 
 
 def test_a_table_that_was_being_written_at_a_kill_is_not_shown(folder, monkeypatch):
-    monkeypatch.setattr(plots, "_svg", lambda figure, title: "<svg></svg>")
+    monkeypatch.setattr(plots, "as_svg", lambda figure, title: "<svg></svg>")
     before = page.write_report(folder).read_text()
     for path in list(folder.glob("tables/*")):
         path.with_name(f".{path.stem}.123.json").write_bytes(path.read_bytes())
@@ -269,7 +269,7 @@ def test_ids_are_unique_and_links_lead_somewhere(folder, pictures):
 
 
 def test_many_pictures_stay_under_the_budget(folder, monkeypatch):
-    monkeypatch.setattr(plots, "_svg", lambda figure, title: "<svg></svg>")
+    monkeypatch.setattr(plots, "as_svg", lambda figure, title: "<svg></svg>")
     full = len(Page(page.write_report(folder).read_text()).all("img"))
     monkeypatch.setattr(page, "BUDGET", 900_000)
     text = page.write_report(folder).read_text()

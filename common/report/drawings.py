@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
-from common.report import plots
+from common.report import plots, plots_ranking
 
 Json = dict[str, Any]
 
@@ -124,6 +124,47 @@ def thresholds(items: Sequence[Json]) -> list[Drawing]:
         )
         for item in items
     ]
+
+
+@dataclass
+class Ranking:
+    """What the ranking steps of one task found out."""
+
+    task: str
+    drawings: list[Drawing]
+    numbers: Json
+    matches: list[Json]
+
+
+def rankings(notes: Mapping[str, Json]) -> list[Ranking]:
+    """Reliability, importances, numbers and matches by task; tasks without any are left out."""
+    found = []
+    for task, note in notes.items():
+        shown = []
+        if diagrams := note.get("calibration"):
+            caption = (
+                "Of the pairs that got a probability, the share that is right, by classes that the "
+                "calibration has not seen; on the dashed line the two agree. ECE is their mean "
+                "distance."
+            )
+            svg = plots_ranking.reliability(diagrams)
+            shown.append(Drawing("Reliability", Markup(svg), caption))
+        for model, values in (note.get("importances") or {}).items():
+            svg = plots_ranking.bars(values, x_label="share of the gain")
+            heading = model[:1].upper() + model[1:]
+            more = f"The first 15 of {len(values)} features. " if len(values) > 15 else ""
+            shown.append(
+                Drawing(
+                    f"{heading}: importances",
+                    Markup(svg),
+                    f"{more}How much of what the trees learnt came from each feature.",
+                )
+            )
+        pictures = [match for match in note.get("matches") or () if match.get("picture")]
+        numbers = note.get("numbers") or {}
+        if shown or pictures or numbers:
+            found.append(Ranking(task, shown, numbers, pictures))
+    return found
 
 
 def _kind(name: str, values: Sequence[float]) -> str:

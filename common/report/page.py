@@ -26,7 +26,7 @@ from common.report.plots import COLORS
 
 __all__ = ["Analysis", "Section", "save_analysis", "write_report"]
 
-BUDGET = 2_300_000  # characters of thumbnails on one page
+BUDGET = 2_300_000  # characters of pictures on one page
 Json = dict[str, Any]
 
 
@@ -59,7 +59,11 @@ def write_report(folder: str | Path, *sections: Section, title: str | None = Non
     changes = {key: pair for one in jobs.values() for key, pair in one.get("changes", {}).items()}
     analysis = load_analysis(folder)
     summary, card = read_json(folder / "summary.json"), read_json(folder / "card.json")
-    tables, limit = _fitting([read_json(path) for path in sorted(folder.glob("tables/[!.]*.json"))])
+    rankings = drawings.rankings(analysis.notes)
+    spent = sum(len(match["picture"]) for one in rankings for match in one.matches)
+    tables, limit = _fitting(
+        [read_json(path) for path in sorted(folder.glob("tables/[!.]*.json"))], BUDGET - spent
+    )
     page = templates().get_template("report.html.j2")
     text = page.render(
         title=title or job.get("name") or folder.resolve().name,
@@ -72,6 +76,7 @@ def write_report(folder: str | Path, *sections: Section, title: str | None = Non
         recognition=drawings.recognition(analysis.recognition),
         retrieval=drawings.retrieval(analysis.retrieval),
         thresholds=drawings.thresholds(analysis.thresholds),
+        rankings=rankings,
         tables=tables,
         limit=limit,
         sections=[_custom(section) for section in sections],
@@ -130,12 +135,12 @@ def _scalars(values: Json) -> Json:
     return {k: v for k, v in values.items() if isinstance(v, int | float | str)}
 
 
-def _fitting(tables: list[Json]) -> tuple[list[Json], int]:
-    """The tables that can be shown, and how many rows of each group keep the page under BUDGET."""
+def _fitting(tables: list[Json], budget: int) -> tuple[list[Json], int]:
+    """The tables that can be shown, and how many rows of each group keep them under `budget`."""
     needed = {"name", "total", "groups", "confusions", "thumbs"}
     tables = [table for table in tables if needed <= table.keys() and table["groups"]]
     limit = max((len(group["rows"]) for table in tables for group in table["groups"]), default=1)
-    while limit > 1 and sum(_weight(table, limit) for table in tables) > BUDGET:
+    while limit > 1 and sum(_weight(table, limit) for table in tables) > budget:
         limit -= 1
     return tables, limit
 

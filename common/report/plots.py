@@ -62,7 +62,7 @@ _STYLE = {
 P = ParamSpec("P")
 
 
-def _styled(draw: Callable[P, str]) -> Callable[P, str]:
+def styled(draw: Callable[P, str]) -> Callable[P, str]:
     """Draw under this module's style, whatever the caller's matplotlib settings are."""
 
     @functools.wraps(draw)
@@ -73,7 +73,7 @@ def _styled(draw: Callable[P, str]) -> Callable[P, str]:
     return inside
 
 
-@_styled
+@styled
 def curves(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     *,
@@ -93,13 +93,13 @@ def curves(
         best: mark the highest point of each line with its value.
         chosen: an x that is marked with a vertical line (a threshold that was chosen).
     """
-    figure, (axes,) = _figure()
+    figure, (axes,) = panels()
     for place, (name, (x, y)) in enumerate(series.items()):
         across, up = np.asarray(x, float), np.asarray(y, float)
         color = COLORS[SERIES[place % len(SERIES)]][0]
         few = np.isfinite(up).sum() <= 40
         axes.plot(
-            across, up, color=color, label=_plain(name), marker="o" if few else "", markersize=3
+            across, up, color=color, label=plain_text(name), marker="o" if few else "", markersize=3
         )
         if best and np.isfinite(up).any():
             top = int(np.nanargmax(up))
@@ -118,10 +118,10 @@ def curves(
         )  # fmt: skip
     if best or chosen is not None:
         axes.margins(y=0.14)
-    _label(axes, x_label, y_label, legend=len(series) > 1)
+    label_axes(axes, x_label, y_label, legend=len(series) > 1)
     axes.xaxis.set_major_formatter(FuncFormatter(_short))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=x_label in ("step", "epoch")))
-    return _svg(figure, f"{y_label} over {x_label}")
+    return as_svg(figure, f"{y_label} over {x_label}")
 
 
 def gap_curve(
@@ -147,7 +147,7 @@ def gap_curve(
     return score[order][last], precision[last], gap[last]
 
 
-@_styled
+@styled
 def score_histogram(
     score: Sequence[float], kind: Sequence[str], *, positives: int | None = None
 ) -> str:
@@ -156,7 +156,7 @@ def score_histogram(
     `score` and `kind` are `(Q,)`, see `gap_curve`.
     """
     scores, kinds = np.asarray(score, float), np.asarray(kind, dtype=np.str_)
-    figure, (upper, lower) = _figure(2, height=4.3, ratios=(1.25, 1))
+    figure, (upper, lower) = panels(2, height=4.3, ratios=(1.25, 1))
     bins = np.linspace(scores.min(), scores.max() + 1e-9, 41)
     middle = float(np.median(np.abs(scores)))
     skewed = 0 < 20 * middle < np.abs(scores).max()
@@ -169,7 +169,7 @@ def score_histogram(
         color=[COLORS[_KIND_COLOR[name]][0] for name in present],
         label=[f"{name} ({(kinds == name).sum():,})" for name in present],
     )  # fmt: skip
-    _label(upper, "", "queries", legend=True)
+    label_axes(upper, "", "queries", legend=True)
     threshold, precision, gap = gap_curve(scores, kinds, positives=positives)
     few = np.unique(np.linspace(0, len(threshold) - 1, 300).astype(int))
     lines = (("precision of what is kept", precision, "second"), ("GAP", gap, "first"))
@@ -184,15 +184,15 @@ def score_histogram(
         lower.minorticks_off()
         lower.set_xlim(bins[0], bins[-1])
     upper.tick_params(labelbottom=False)
-    _label(lower, "threshold: predictions with a lower score are left out", "", legend=True)
-    return _svg(figure, "Scores by outcome, precision and GAP by threshold")
+    label_axes(lower, "threshold: predictions with a lower score are left out", "", legend=True)
+    return as_svg(figure, "Scores by outcome, precision and GAP by threshold")
 
 
-@_styled
+@styled
 def histogram(values: Sequence[float], *, x_label: str, y_label: str = "queries") -> str:
     """How values in [0, 1] are distributed, with their mean; SVG. `values` is `(Q,)`."""
     array = np.asarray(values, float)
-    figure, (axes,) = _figure()
+    figure, (axes,) = panels()
     axes.hist(array, bins=np.linspace(0, 1, 21), color=COLORS["first"][0], rwidth=0.92)
     mean = float(array.mean())
     axes.axvline(mean, color=COLORS["ink"][0], linestyle=(0, (4, 3)), linewidth=1.2)
@@ -201,12 +201,12 @@ def histogram(values: Sequence[float], *, x_label: str, y_label: str = "queries"
         xycoords=("data", "axes fraction"), ha="right" if mean > 0.6 else "left", va="top",
         color=COLORS["ink"][0], fontweight="bold",
     )  # fmt: skip
-    _label(axes, x_label, y_label)
+    label_axes(axes, x_label, y_label)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    return _svg(figure, f"Distribution of {x_label}")
+    return as_svg(figure, f"Distribution of {x_label}")
 
 
-@_styled
+@styled
 def by_size(values: Sequence[float], sizes: Sequence[int], *, x_label: str, y_label: str) -> str:
     """Mean value of the queries by a count (1, 2-3, 4-7, ... images), with its standard error; SVG.
 
@@ -215,7 +215,7 @@ def by_size(values: Sequence[float], sizes: Sequence[int], *, x_label: str, y_la
     array, counts = np.asarray(values, float), np.asarray(sizes, dtype=np.int64)
     group = np.where(counts > 0, np.floor(np.log2(np.maximum(counts, 1))) + 1, 0).astype(int)
     used = np.unique(group)
-    figure, (axes,) = _figure()
+    figure, (axes,) = panels()
     for place, number in enumerate(used):
         chosen = array[group == number]
         mean = float(chosen.mean())
@@ -232,8 +232,8 @@ def by_size(values: Sequence[float], sizes: Sequence[int], *, x_label: str, y_la
     axes.grid(axis="x", visible=False)
     axes.set_ylim(0, None)
     axes.margins(y=0.12)
-    _label(axes, x_label, y_label)
-    return _svg(figure, f"{y_label} by {x_label}")
+    label_axes(axes, x_label, y_label)
+    return as_svg(figure, f"{y_label} by {x_label}")
 
 
 def _span(number: int) -> str:
@@ -241,35 +241,40 @@ def _span(number: int) -> str:
     return "0" if number == 0 else str(low) if low == high else f"{low}-{high}"
 
 
-def _figure(
+def panels(
     rows: int = 1, height: float = 2.8, ratios: tuple[float, ...] = (1,)
 ) -> tuple[Figure, list[Any]]:
+    """A figure of the width of a column, and its axes from top to bottom."""
     figure = Figure(figsize=(5.2, height), layout="constrained")
     grid = figure.subplots(rows, 1, height_ratios=ratios, squeeze=False)
     return figure, [grid[row, 0] for row in range(rows)]
 
 
-def _label(axes: Any, x_label: str, y_label: str, legend: bool = False) -> None:
+def label_axes(
+    axes: Any, x_label: str, y_label: str, legend: bool = False, columns: int = 3
+) -> None:
+    """Name the axes and put the legend above them."""
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.tick_params(which="both", length=0)
     axes.tick_params(axis="x", pad=6)
     if legend:
         axes.legend(
-            loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderaxespad=0.2,
+            loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, borderaxespad=0.2,
             handlelength=1.0, columnspacing=1.2, labelcolor=COLORS["ink"][0],
         )  # fmt: skip
 
 
-def _plain(text: str) -> str:
-    return text.replace("$", r"\$")  # a dollar sign would start a formula
+def plain_text(text: str) -> str:
+    """`text` as matplotlib shows it unchanged: a dollar sign would start a formula."""
+    return text.replace("$", r"\$")
 
 
 def _short(value: float, _: int) -> str:
     return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}"
 
 
-def _svg(figure: Figure, title: str) -> str:
+def as_svg(figure: Figure, title: str) -> str:
     """The drawing as an `<svg>` element that fits its column and follows the page's colours."""
     buffer = io.StringIO()
     with rc_context({"svg.hashsalt": title}):  # equal input, equal bytes
