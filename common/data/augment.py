@@ -1,4 +1,4 @@
-"""Augmentation recipes on uint8 tensors: those that winners published, and three of ours.
+"""Augmentation recipes on uint8 tensors: those that winners published, and four of ours.
 
 A recipe is a name out of `RECIPES` or a list of steps as in YAML:
 `[{name: random_crop}, {name: flip}, {name: cutout, side: 0.4}]`; the steps are in `transforms`.
@@ -21,6 +21,8 @@ RECIPES: dict[str, list[Step]] = {
     "none": [],
     # Ours: the usual crop, but never below a third of the area, which tends to miss the object.
     "crop": [{"name": "random_resized_crop"}, {"name": "flip"}],
+    # Ours, where a mirrored picture shows somebody else.
+    "crop_upright": [{"name": "random_resized_crop"}],
     # Ours, for small data: TrivialAugment (Müller & Hutter 2021) between crop and cutout.
     "strong": [
         {"name": "random_resized_crop"},

@@ -17,6 +17,7 @@ from common.notes import Notes
 from common.pipeline.ranking import Question
 from common.pipeline.scores import inline, score_rows, table
 from common.report.files import Analysis, save_analysis
+from common.report.matches import show_matches
 from common.report.page import write_report
 from common.rerank.curves import Curve
 from common.retrieval.search import search
@@ -97,6 +98,7 @@ def finish(
         f"{path} passes the check; {first:.1%} {data.unknown} first"
         + inline(scores, "map5", "MAP@5")
     )
+    show_matches(notes, question if held is None else asked)
     analysis.notes["whale"] = asdict(notes)
     run.summary(**scores)
     analysis.scores = score_rows(folder, scores, [Path(other) for other in joined], NAMES)

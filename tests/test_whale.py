@@ -1,0 +1,235 @@
+"""The whale scripts as commands, their data, the unknown identity and twin classes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from common.config import ConfigError, keys, load
+from common.data.tables import DataError
+from common.submission import check as check_file
+from common.types import Neighbors, Table
+from competitions.whale.config import BASE, Config, check
+from competitions.whale.data import DataConfig, read
+from competitions.whale.ranking import Held, average_precision
+from competitions.whale.twins import doubled, joined_centers, twin_names
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "model.backbone=test_efficientnet",
+    "model.weights=none",
+    "train.stages=[{epochs: 1, size: 32}]",
+    "train.batch_size=16",
+    "train.workers=0",
+    "view.size=32",
+    "view.workers=0",
+    "data.folds=3",
+    "data.unseen=0.2",
+    "track.wandb=off",
+]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def run(script, *arguments, folder="whale", code=0):
+    path = ROOT / "competitions" / folder / f"{script}.py"
+    done = subprocess.run(
+        [sys.executable, str(path), *map(str, arguments)],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == code, done.stdout[-1500:] + done.stderr[-3000:]
+    return done.stderr if code else done.stdout
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Five individuals in coloured squares, one of them with one image, and strangers."""
+    folder = tmp_path_factory.mktemp("whale")
+    rng = np.random.default_rng(0)
+    rows = {"train": [], "test": []}
+    for split, each in (("train", 6), ("test", 2)):
+        (folder / split).mkdir()
+        for who in range(7):  # 5 and 6 are new_whale
+            for n in range(1 if (who, split) == (4, "train") else each):
+                name = f"{split}{who}{n}.jpg"
+                picture = rng.integers(0, 255, (40, 48, 3)).astype(np.uint8)
+                picture[8:32, 8:32] = (who * 36, 255 - who * 30, who * 110 % 255)
+                cv2.imwrite(str(folder / split / name), picture)
+                rows[split].append((name, f"w_{who}" if who < 5 else "new_whale"))
+    (folder / "test" / "test00.jpg").write_bytes(b"not a picture")
+    frame(rows["train"]).to_csv(folder / "train.csv", index=False)
+    frame(rows["test"]).to_csv(folder / "solution.csv", index=False)
+    guess = [(name, "new_whale w_0 w_1 w_2 w_3") for name, _ in rows["test"]]
+    frame(guess).to_csv(folder / "sample_submission.csv", index=False)
+    boxes = [(name, 4, 4, 40, 36) for name, _ in rows["train"]]
+    frame(boxes, "Image", "x0", "y0", "x1", "y1").to_csv(folder / "bboxs.csv", index=False)
+    return folder
+
+
+def frame(rows, *columns):
+    return pd.DataFrame(rows, columns=columns or ("Image", "Id"))
+
+
+@pytest.fixture(scope="module")
+def trained(root, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "a"
+    run("train", f"data.root={root}", f"out={out}", *TINY)
+    return out
+
+
+def test_train_infer_and_ensemble_end_in_checked_submissions(root, trained):
+    said = run("infer", f"run={trained}")
+    path = trained / "submission.csv"
+    assert check_file("whale", path, root / "sample_submission.csv") == []
+    answers = pd.read_csv(path).Id.str.split()
+    assert (answers.map(len) == 5).all()
+    assert all(len(set(row)) == 5 for row in answers)
+    assert answers.map(lambda row: "new_whale" in row).all()
+    summary = json.loads((trained / "summary.json").read_text())
+    assert 0 < summary["test/map5"] <= 1
+    assert "MAP@5" in said
+    assert (trained / "report.html").is_file()
+    twin = trained.parent / "twin"
+    more = ["twins=true", "view.join_flip=true"]
+    run("train", f"data.root={root}", f"out={twin}", *TINY, *more)
+    run("infer", f"run={twin}", "unknown={by: share, value: 0.5}")
+    out = trained.parent / "both.csv"
+    run("ensemble", f"runs=[{trained},{twin}]", f"out={out}", "ensemble.weights=[1, 1]")
+    assert check_file("whale", out, root / "sample_submission.csv") == []
+
+
+def test_share_of_unknown_answers_is_the_wished_one(root, trained):
+    out = trained.parent / "share.csv"
+    run("infer", f"run={trained}", f"out={out}", "unknown={by: share, value: 0.5}")
+    first = pd.read_csv(out).Id.str.split().str[0]
+    assert (first == "new_whale").mean() == pytest.approx(0.5, abs=0.08)
+
+
+def test_a_copied_folder_works_under_its_own_name(root, tmp_path):
+    copy = ROOT / "competitions" / f"copied_whale_{os.getpid()}"
+    shutil.copytree(ROOT / "competitions" / "whale", copy, ignore=shutil.ignore_patterns("sample"))
+    try:
+        said = run("train", f"data.root={root}", f"out={tmp_path / 'a'}", *TINY, folder=copy.name)
+        assert "run folder" in said
+    finally:
+        shutil.rmtree(copy)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["twins=true"], "set view.join_flip=true"),
+        (["view.join_flip=true", "view.flip=false"], "set view.flip=true"),
+        (["unknown.by=luck"], "choose validation, share, quantile, threshold"),
+        (["data.fold=-1"], "needs held-out images"),
+        (["ranking=[{name: vote}]"], "vote needs neighbors"),
+        (["ensemble.by=luck"], "choose embeddings, scores or ranks"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        check(load(Config, BASE, arguments))
+
+
+def test_every_key_has_its_place_and_every_experiment_loads():
+    shown = yaml.safe_load(BASE.read_text())
+    assert list(shown) == list(Config.__dataclass_fields__)
+    known = set(keys(load(Config, BASE)))
+    assert {k for k in known - set(keys(shown)) if not k.startswith("track.")} == set()
+    for path in sorted((BASE.parent / "experiments").glob("*.yaml")):
+        assert len(path.read_text().splitlines()) <= 15
+        check(load(Config, BASE, [str(path)]))
+
+
+def copied(root, tmp_path, name, text):
+    for path in root.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).write_text(text)
+    return DataConfig(root=str(tmp_path))
+
+
+TRAIN = "Image,Id\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("train.csv", "", "not a readable csv"),
+        ("train.csv", "Image,Name\na.jpg,b\n", "no column 'Id'"),
+        ("train.csv", TRAIN + "train00.jpg,w_0\ntrain00.jpg,w_1\n", "occurs twice"),
+        ("train.csv", TRAIN + "../train00.jpg,w_0\n", "plain file name"),
+        ("train.csv", TRAIN + "train50.jpg,new_whale\n", "nobody to recognise"),
+        ("bboxs.csv", "Image,x0,y0,x1,y1\ntrain00.jpg,5,5,5,9\n", "has no area"),
+        ("bboxs.csv", "Image,x0,y0,x1,y1\ntrain00.jpg,a,5,5,9\n", "a number of pixels"),
+    ],
+)
+def test_files_that_cannot_be_used_are_named(root, tmp_path, name, text, message):
+    with pytest.raises(DataError, match=message):
+        read(copied(root, tmp_path, name, text))
+
+
+def test_oddities_are_warnings(root, tmp_path):
+    config = copied(root, tmp_path, "bboxs.csv", "Image,x0,y0,x1,y1\nnobody.jpg,1,1,900,900\n")
+    found = read(config)
+    assert any("nobody.jpg" in text for text in found.warnings)
+    assert not found.train.boxes.any()
+
+
+def test_ids_that_look_like_numbers_stay_text_and_no_unknown_is_said(root, tmp_path):
+    rows = "".join(f"train{who}{n}.jpg,00{who}\n" for who in range(4) for n in range(6))
+    found = read(copied(root, tmp_path, "train.csv", TRAIN + rows))
+    assert found.classes.tolist() == ["000", "001", "002", "003"]
+    assert any("no train image is new_whale" in text for text in found.warnings)
+
+
+def test_boxes_are_grown_and_follow_the_rows(root):
+    found = read(DataConfig(root=str(root), box_margin=0.5))
+    assert found.train.boxes[0].tolist() == [0, 0, 58, 52]
+    assert found.test.boxes[0].tolist() == [0, 0, 0, 0]
+
+
+def test_validation_has_the_share_of_unknown_queries_of_the_test(root):
+    config = load(Config, BASE, [f"data.root={root}", "data.folds=3", "data.unknown_share=0.2"])
+    held = Held.of(read(config.data), config)
+    truth = held.asked.truth
+    assert (truth < 0).mean() == pytest.approx(0.2, abs=0.1)
+    everything = load(Config, BASE, [f"data.root={root}", "data.folds=3", "data.unknown_share=0"])
+    assert (Held.of(read(everything.data), everything).asked.truth < 0).sum() > (truth < 0).sum()
+    assert set(held.asked.queries).isdisjoint(held.asked.gallery)
+
+
+def test_average_precision_of_five():
+    index = torch.tensor([[3, 1, 0, 2, 4], [3, 1, 0, 2, 4], [0, 1, 2, 4, 5]])
+    answers = Neighbors(index, torch.zeros(3, 5))
+    assert average_precision(answers, np.array([-1, 1, 3]), 3).tolist() == [1, 0.5, 0]
+
+
+def test_twins_double_known_rows_and_keep_unknown_ones_unknown():
+    table = Table(np.array(["a", "b"]), np.array([b"a", b"b"]), np.array([1, -1]))
+    both, mirror = doubled(table, 2)
+    assert both.labels.tolist() == [1, -1, 3, -1]
+    assert mirror.tolist() == [False, False, True, True]
+    assert len(set(both.ids)) == 4
+    assert len(set(twin_names(np.array(["x", "y"])))) == 4
+
+
+def test_a_joined_centre_has_the_mean_of_both_cosines():
+    centers = torch.nn.functional.normalize(torch.randn(4, 1, 3), dim=2)
+    plain, mirrored = torch.nn.functional.normalize(torch.randn(2, 3), dim=1)
+    joined = torch.nn.functional.normalize(torch.cat([plain, mirrored]), dim=0)
+    found = joined_centers(centers)[:, 0] @ joined
+    wanted = (centers[:2, 0] @ plain + centers[2:, 0] @ mirrored) / 2
+    torch.testing.assert_close(found, wanted)
