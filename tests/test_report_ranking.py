@@ -7,13 +7,16 @@ from dataclasses import asdict
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from common.notes import Notes
+from common.pipeline.ranking import Question
 from common.report import drawings, page, plots_ranking
 from common.report.files import Analysis, save_analysis
 from common.report.matches import HEIGHT, WIDEST, drawn, show_matches
 from common.rerank.geometry import Settings, Verification, verify
+from common.types import Embeddings
 from tests.oracles.views import texture, turned
 from tests.test_report import EVIL, Page
 
@@ -43,7 +46,9 @@ def noted(*pairs, matcher="rootsift"):
 
 def shown(scenes, notes, truth=None, relevant=None):
     ids = np.array(["q0", EVIL, "q2", "q3"]), np.array(["g0", "g1", "g2"])
-    show_matches(notes, *ids, *scenes, truth, relevant)
+    queries, gallery = (Embeddings(one, torch.zeros(len(one), 2)) for one in ids)
+    asked = Question(queries, gallery, torch.zeros(3), None, *scenes, truth, relevant)
+    show_matches(notes, asked)
     return notes.matches
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -20,6 +20,7 @@ from common.notes import Notes
 from common.report.plots import COLORS
 from common.rerank.features import load
 from common.rerank.geometry import Verification, verify
+from common.types import Embeddings
 
 HEIGHT = 250  # largest sides of each image in pixels
 WIDEST = 380
@@ -28,35 +29,34 @@ _LINES = 90
 _SMOOTH = 8  # OpenCV draws at 1 / 2^3 of a pixel
 
 
-def show_matches(
-    notes: Notes,
-    query_ids: np.ndarray,
-    gallery_ids: np.ndarray,
-    query_paths: np.ndarray,
-    gallery_paths: np.ndarray,
-    truth: np.ndarray | None = None,
-    relevant: np.ndarray | None = None,
-) -> None:
+class Asked(Protocol):
+    """Queries and a gallery with their files, such as `common.pipeline.ranking.Question`.
+
+    Attributes:
+        truth: `(Q,)` label of each query, -1 for none; None where nobody knows.
+        relevant: `(G,)` label of each gallery image.
+    """
+
+    queries: Embeddings
+    gallery: Embeddings
+    query_paths: np.ndarray
+    gallery_paths: np.ndarray
+    truth: np.ndarray | None
+    relevant: np.ndarray | None
+
+
+def show_matches(notes: Notes, asked: Asked) -> None:
     """Replace what steps noted in `notes.matches` by a few pairs that a page can show.
 
     Of each matcher the right and the wrong pairs with the most inliers, one per query: at most 12
     in all. Each is `{matcher, query, gallery, inliers, matches, right, picture}`, the picture a
     JPEG in base64. Only these pairs are matched again; one whose image is gone is left out.
-
-    Args:
-        notes: of one task; changed in place.
-        query_ids: `(Q,)`.
-        gallery_ids: `(G,)`.
-        query_paths: `(Q,)` bytes array of files.
-        gallery_paths: `(G,)` bytes array of files.
-        truth: `(Q,)` label of each query, -1 for none; unset where nobody knows.
-        relevant: `(G,)` label of each gallery image.
     """
     each = max(_MOST // max(2 * len(notes.matches), 1), 1)
     shown: list[dict[str, Any]] = []
     for entry in notes.matches:
-        for query, gallery, verdict in _chosen(entry, truth, relevant, each):
-            paths = query_paths[query], gallery_paths[gallery]
+        for query, gallery, verdict in _chosen(entry, asked.truth, asked.relevant, each):
+            paths = asked.query_paths[query], asked.gallery_paths[gallery]
             try:
                 found = verify(paths[0], paths[1], **entry["settings"])
                 picture = drawn(load(paths[0], None), load(paths[1], None), found)
@@ -65,8 +65,8 @@ def show_matches(
             shown.append(
                 {
                     "matcher": entry["matcher"],
-                    "query": str(query_ids[query]),
-                    "gallery": str(gallery_ids[gallery]),
+                    "query": str(asked.queries.ids[query]),
+                    "gallery": str(asked.gallery.ids[gallery]),
                     "inliers": found.inliers,
                     "matches": found.matches,
                     "right": verdict,
@@ -137,7 +137,7 @@ def _fitted(image: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
 def _some(points: np.ndarray) -> np.ndarray:
     """At most _LINES of the points, evenly spread over their list: more hide the images."""
     step = np.linspace(0, len(points) - 1, min(len(points), _LINES)).astype(int)
-    return points[step]
+    return np.asarray(points[step])
 
 
 def _rgb(color: str) -> tuple[int, int, int]:

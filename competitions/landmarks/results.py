@@ -109,15 +109,7 @@ def finish(
             part = recognition_analysis if task == "recognition" else retrieval_analysis
             part(asked, known, data, held, analysis, run)
             question = asked
-        show_matches(
-            notes,
-            question.queries.ids,
-            question.gallery.ids,
-            question.query_paths,
-            question.gallery_paths,
-            question.truth,
-            question.relevant,
-        )
+        show_matches(notes, question)
         analysis.notes[task] = asdict(notes)
         say(f"{task}: {path} passes the check" + inline(scores, metric, name))
     run.summary(**scores)

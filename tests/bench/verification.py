@@ -21,6 +21,7 @@ from sklearn.metrics import average_precision_score
 
 from common.notes import Notes
 from common.paths import REPOSITORY
+from common.pipeline.ranking import Question
 from common.report.files import Analysis, save_analysis
 from common.report.matches import show_matches
 from common.report.page import write_report
@@ -29,7 +30,7 @@ from common.rerank.inliers import verify_pairs
 from common.rerank.matching import matcher_settings
 from common.rerank.plausible import fit_plausible
 from common.rerank.shortlist import TrainingPairs, note_matches
-from common.types import Neighbors
+from common.types import Embeddings, Neighbors
 from competitions.landmarks.data import DataConfig, read
 
 SAMPLE = REPOSITORY / "competitions" / "landmarks" / "sample"
@@ -104,7 +105,21 @@ def table(given):
     if out := given.get("out"):
         Path(out).mkdir(parents=True, exist_ok=True)
         ids = np.array([Path(path.decode()).stem for path in paths.tolist()])
-        show_matches(notes, ids[a], ids, paths[a], paths, labels[a], labels)
+        none = torch.zeros(len(ids), 1)
+        queries = Embeddings(ids[a], none[a])
+        show_matches(
+            notes,
+            Question(
+                queries,
+                Embeddings(ids, none),
+                torch.from_numpy(labels),
+                None,
+                paths[a],
+                paths,
+                labels[a],
+                labels,
+            ),
+        )
         save_analysis(out, Analysis(notes={"verification": asdict(notes)}))
         print(write_report(out, title="Verification by local features"))
 
