@@ -39,8 +39,9 @@ def diffusion(
     mutual neighbors among the `kd` nearest others (negative ones are 0). Images that nothing flows
     to follow by cos - 1. Queries are not in the graph: the answer to one does not depend on others.
 
-    Good on connected sets of views (buildings); isolated pairs gain nothing. On large galleries
-    `offline_diffusion` is faster.
+    The authors' values are for galleries of thousands of images with many views of each building.
+    Where a query has few positives, `kd` must be near their number and `alpha` lower (.8 to .9):
+    otherwise the flow gathers in the densest part of the graph, far from the query.
 
     Time N^2 D for the graph and Q N kd `iterations` for the solutions (conjugate gradients, float64
     on the CPU, several queries at once); memory N kd and 64 vectors of N.

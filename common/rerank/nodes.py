@@ -19,6 +19,7 @@ from common.types import Embeddings, Neighbors
 
 CELLS = 1 << 24  # float32 elements of one tile: 64 MiB, whatever the number of images
 _ROUNDING = 1e-6  # similarities nearer to each other may be in the wrong order: float32 products
+_DARK = 1e-12  # norm of an image that could not be read
 _ROWS = 512  # of a tile; more makes the matrix product no faster
 
 
@@ -65,35 +66,46 @@ def nodes_of(
             f"{gallery.vectors.shape[1]}."
         )
     place = torch.device(device) if device is not None else gallery.vectors.device
-    parts, norms = [], []
-    for name, images in (("gallery", gallery), ("queries", queries)):
-        part = images.vectors.detach().to(place, torch.float32)
-        norms.append(tiles.finite_norms(part, f"{step}, {name}", images, 0))
-        parts.append(part)
-    norm = torch.cat(norms)
-    vectors = torch.cat(parts)
-    vectors /= norm.clamp(min=1e-12)[:, None]
-    ids = np.concatenate([gallery.ids, queries.ids])
-    _, first, codes = np.unique(ids, return_index=True, return_inverse=True)
-    row = torch.arange(len(ids), device=place)
-    node = torch.from_numpy(first[codes]).to(place)  # the first row of the same id
-    moved = row[(node != row) & (row >= len(gallery))]
-    other = (vectors[moved] != vectors[node[moved]]).any(1)
-    same = torch.zeros(len(ids), dtype=torch.bool, device=place)
-    same[moved[~other]] = True
-    node = torch.where(same, node, row)
-    kept = (norm > 0) & (node == row)
-    number = kept.cumsum(0) - 1
-    asked = (norm > 0)[len(gallery) :].nonzero().squeeze(1)
-    code = torch.from_numpy(codes).to(place)
-    rows = kept[: len(gallery)].nonzero().squeeze(1)
+    first = len(gallery)  # row of the first query
+    vectors = torch.empty(first + len(queries), gallery.vectors.shape[1], device=place)
+    vectors[:first], vectors[first:] = gallery.vectors.detach(), queries.vectors.detach()
+    norm = torch.cat(
+        [
+            tiles.finite_norms(vectors[:first], f"{step}, gallery", gallery, 0),
+            tiles.finite_norms(vectors[first:], f"{step}, queries", queries, 0),
+        ]
+    )
+    vectors /= norm.clamp(min=_DARK)[:, None]
+    node, code = _merged(np.concatenate([gallery.ids, queries.ids]), vectors, first)
+    readable = norm > _DARK
+    kept = readable & (node == torch.arange(len(node), device=place))
+    number = kept.cumsum(0) - 1  # of each row that is kept, its node
+    asked = readable[first:].nonzero().squeeze(1)
+    rows = kept[:first].nonzero().squeeze(1)
     return Nodes(
         vectors if bool(kept.all()) else vectors[kept],
         rows,
-        number[node[len(gallery) + asked]],
+        number[node[first + asked]],
         asked,
-        (code[rows], code[len(gallery) + asked]),
+        (code[rows], code[first + asked]),
     )
+
+
+def _merged(
+    ids: np.ndarray, vectors: torch.Tensor, first: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The row that stands for each row, and a number for its id, `(n,)` each.
+
+    A query stands behind the first row of its id when both have the same vector. A query that was
+    expanded has another one, and remains an image of its own.
+    """
+    _, earliest, codes = np.unique(ids, return_index=True, return_inverse=True)
+    node = torch.from_numpy(earliest[codes]).to(vectors.device)
+    row = torch.arange(len(ids), device=vectors.device)
+    again = (first + (node[first:] != row[first:]).nonzero()).squeeze(1)
+    equal = (vectors[again] == vectors[node[again]]).all(1)
+    row[again[equal]] = node[again[equal]]
+    return row, torch.from_numpy(codes).to(vectors.device)
 
 
 def nearest(vectors: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -124,9 +136,7 @@ def nearest(vectors: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, 
     return index, score, lowest
 
 
-def _exact(
-    vectors: torch.Tensor, rows: torch.Tensor, k: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _exact(vectors: torch.Tensor, rows: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The `k` nearest other rows of some rows by float64 products, and their similarities."""
     tile = torch.empty(len(rows), len(vectors), dtype=torch.float64, device=vectors.device)
     asked = vectors[rows].double()
