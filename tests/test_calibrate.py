@@ -5,16 +5,17 @@ import pytest
 import torch
 from sklearn.calibration import _SigmoidCalibration, calibration_curve
 from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
 from torchmetrics.classification import BinaryCalibrationError
 
 from common.rerank.calibrate import (
     Isotonic,
     Logistic,
     calibration,
-    fusion_shares,
     out_of_fold,
     reliability,
 )
+from common.rerank.fusion import fusion
 from tests.oracles import calibrate as oracle
 
 
@@ -151,8 +152,36 @@ def test_bad_input_is_named():
         reliability(np.array([1.2]), np.array([True]))
     with pytest.raises(ValueError, match="0 probabilities"):
         reliability(np.zeros(0), np.zeros(0, bool))
-    assert fusion_shares([], 1).tolist() == [0.5, 0.5]
-    assert fusion_shares([3, 1], 1).tolist() == [0.75, 0.25]
-    for wrong in ([1.0], [-1.0, 2.0], [0.0, 0.0]):
-        with pytest.raises(ValueError, match="one for each of 1 matchers"):
-            fusion_shares(wrong, 1)
+
+
+def test_the_mean_is_weighted():
+    p = np.array([[0.2, 0.4], [0.6, 0.8]])
+    assert fusion([], 2).fit(p, np.array([True, False])).transform(p).tolist() == pytest.approx(
+        [0.4, 0.6]
+    )
+    assert fusion([3, 1], 2).transform(p).tolist() == pytest.approx([0.3, 0.5])
+    grid = fusion([3, 1], 2).transform(np.stack([p, p]))
+    assert grid.shape == (2, 2)
+    for wrong in ([1.0], [-1.0, 2.0], [0.0, 0.0], "equal"):
+        with pytest.raises(ValueError, match="numbers"):
+            fusion(wrong, 2)
+
+
+def test_learned_weights_are_logistic_regression_and_never_negative():
+    rng = np.random.default_rng(0)
+    same = rng.random(500) < 0.4
+    z = np.stack([rng.normal(2 * same - 1, 1.5), rng.normal(same, 1.0), rng.normal(0, 1, 500)])
+    z[2] -= 0.5 * same  # says the opposite
+    p = 1 / (1 + np.exp(-z))
+    good = fusion("learned", 2).fit(p[:2], same)
+    theirs = LogisticRegression(C=1e9, max_iter=1000, tol=1e-10).fit(z[:2].T, same)
+    np.testing.assert_allclose(good.weights_, theirs.coef_[0], atol=1e-3)
+    assert good.shift_ == pytest.approx(theirs.intercept_[0], abs=1e-3)
+    np.testing.assert_allclose(
+        good.transform(p[:2]), theirs.predict_proba(z[:2].T)[:, 1], atol=1e-3
+    )
+    every = fusion("learned", 3).fit(p, same)
+    assert every.weights_[2] == 0
+    np.testing.assert_allclose(every.weights_[:2], good.weights_, atol=1e-3)
+    ends = np.array([[0.5, 1.0, -np.inf], [0.5, 1.0, 0.5]])
+    assert np.isfinite(good.transform(ends)).tolist() == [True, True, False]

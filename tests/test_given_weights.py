@@ -187,7 +187,7 @@ def test_steps_are_checked_before_they_run():
         ({"name": "wild_fusion", "matchers": ["sift+nothing"]}, "No matcher 'nothing'"),
         ({"name": "wild_fusion", "matchers": [{"featres": "sift"}]}, "did you mean 'features'"),
         ({"name": "wild_fusion", "calibration": "platt"}, "known: isotonic, logistic"),
-        ({"name": "wild_fusion", "weights": [1.0]}, "one for each of 1 matchers"),
+        ({"name": "wild_fusion", "weights": [1.0]}, "must be 2 numbers"),
         ({"name": "hook", "function": "x"}, "package.module:callable"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -125,6 +125,19 @@ def test_fusion_is_the_weighted_mean_of_each_calibration(world, tmp_path):
             assert float(found.score[q, place]) == pytest.approx(expected[q, column], abs=1e-5)
 
 
+def test_learned_weights_leave_out_a_matcher_that_knows_nothing(world, tmp_path):
+    notes = Notes()
+    given = arguments(world, tmp_path, notes)
+    noise = {"features": "rootsift", "threshold": 0.01}  # no homography is that exact
+    found = wild_fusion(
+        **given, matchers=[noise, "rootsift"], weights="learned", top=8, pairs=300, **FAST
+    )
+    weights = [notes.numbers[f"weight of {n}"] for n in ("cosine", "rootsift", "rootsift #2")]
+    assert weights[1] < 0.5 * weights[2]
+    assert precision(world, found) > precision(world, given["neighbors"]) + 0.1
+    assert list(notes.calibration) == ["cosine", "rootsift", "rootsift #2", "fused"]
+
+
 def test_a_second_call_reads_and_padding_stays(world, tmp_path, monkeypatch):
     given = arguments(world, tmp_path, Notes())
     near = given["neighbors"]

@@ -11,7 +11,6 @@ expected calibration error: Naeini et al. (AAAI 2015).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -211,21 +210,6 @@ def out_of_fold(
         if same[rest].any() and not same[rest].all():
             found[asked] = calibration(kind).fit(scores[rest], same[rest]).transform(scores[asked])
     return found
-
-
-def fusion_shares(weights: Sequence[float], matchers: int) -> np.ndarray:
-    """`(1 + matchers,)` shares that sum to 1, of the cosine and the matchers; equal if unset.
-
-    Raises:
-        ValueError: another number of weights, or not all at least 0 and one above.
-    """
-    given = np.asarray(list(weights) or [1.0] * (matchers + 1), np.float64)
-    if len(given) != matchers + 1 or not (given >= 0).all() or not 0 < given.sum() < np.inf:
-        raise ValueError(
-            f"Fusion weights need one number of at least 0 for the cosine and one for each of "
-            f"{matchers} matchers, got {list(weights)}."
-        )
-    return np.asarray(given / given.sum())
 
 
 def _checked(scores: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

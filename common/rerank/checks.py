@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from common.rerank.calibrate import calibration, fusion_shares
+from common.rerank.calibrate import calibration
+from common.rerank.fusion import fusion
 from common.rerank.hooks import load_hook
 from common.rerank.matching import Settings, matcher_settings
 from common.rerank.networks import check_weights
@@ -29,7 +30,7 @@ def check_step(step: Mapping[str, Any]) -> None:
         _check(matcher_settings({"features": "rootsift", **given}))
     if step["name"] == "wild_fusion":
         matchers = step.get("matchers", ["rootsift"])
-        fusion_shares(step.get("weights", ()), len(matchers))
+        fusion(step.get("weights", ()), len(matchers) + 1)
         calibration(step.get("calibration", "isotonic"))
         for one in matchers:
             _check(matcher_settings(one))

@@ -132,6 +132,7 @@ def plausible(
     matcher: str = "mutual",
     top: int = 50,
     weight: float = 1.0,
+    floor: int = 8,
     pairs: int = 2000,
     rounds: int = 100,
     folder: str = "",
@@ -164,6 +165,7 @@ def plausible(
         matcher: as in `local`.
         top: neighbors per query that are verified.
         weight: what certainty is worth beside the similarity.
+        floor: with fewer inliers nothing is gained: trees see patterns in noise, too.
         pairs: at most so many training pairs.
         rounds: trees per fold.
         folder: where the model is kept, as text; unset: it is not.
@@ -203,7 +205,7 @@ def plausible(
         neighbors, query_paths, gallery_paths, cache, settings, top=top, **options
     )
     note_matches(notes, neighbors, row, column, found, settings)
-    gain = weight * plausibility(model, found)
+    gain = weight * np.where(found.inliers >= floor, plausibility(model, found), 0)
     return add_scores(neighbors, row, column, gain).sorted()
 
 

@@ -18,8 +18,9 @@ import torch
 
 from common.notes import Notes
 from common.rerank.calibrate import calibration as make_calibration
-from common.rerank.calibrate import fusion_shares, out_of_fold, reliability
+from common.rerank.calibrate import out_of_fold, reliability
 from common.rerank.evidence import Evidence
+from common.rerank.fusion import fusion
 from common.rerank.inliers import verify_neighbors, verify_pairs
 from common.rerank.matching import Settings, matcher_settings
 from common.rerank.pairs import pair_cosine
@@ -44,7 +45,7 @@ def wild_fusion(
     matchers: Sequence[str | dict[str, Any]] = ("rootsift",),
     top: int = 50,
     calibration: str = "isotonic",
-    weights: Sequence[float] = (),
+    weights: Sequence[float] | str = (),
     pairs: int = 2000,
     size: int = 512,
     keypoints: int = 1000,
@@ -61,6 +62,9 @@ def wild_fusion(
     or they are judged by a calibration that knows nothing of them. Between images that a net was
     trained on they are too good: then give `weights` that trust the matchers more.
 
+    A matcher that can tell little (photos of 256 pixels, far viewpoints) spoils the mean;
+    `weights: learned` weighs log odds by how much each matcher adds on the training pairs.
+
     Args:
         neighbors: `(Q, K)` rows of the gallery, the shortlist first.
         queries: embeddings of the queries.
@@ -76,7 +80,7 @@ def wild_fusion(
             dictionary, `{features: xfeat, threshold: 3.0}`.
         top: candidates per query that are fused.
         calibration: `isotonic`, or `logistic` when there are few pairs.
-        weights: of the cosine and of each matcher; unset: equal.
+        weights: of the cosine and of each matcher, or `learned`; unset: equal.
         pairs: at most so many training pairs.
         size: the long side that images are shrunk to, where a matcher does not say.
         keypoints: at most so many per image, where a matcher does not say.
@@ -89,7 +93,7 @@ def wild_fusion(
         FileNotFoundError: weights are not installed, or not given.
     """
     chosen = [matcher_settings(one, size=size, keypoints=keypoints) for one in matchers]
-    shares = fusion_shares(weights, len(chosen))
+    mix = fusion(weights, len(chosen) + 1)
     make_calibration(calibration)
     options: Any = {"workers": workers, "device": resolve_device(device)}
     known = training_pairs(train, train_labels, train_paths, pairs, top, seed)
@@ -102,14 +106,25 @@ def wild_fusion(
         name: out_of_fold(scores, known.same, known.labels, calibration)
         for name, scores in learnt.items()
     }
-    honest["fused"] = np.average(np.stack(list(honest.values())), axis=0, weights=shares)
+    known_all = np.stack(list(honest.values()))
+    judged = np.isfinite(known_all).all(0)
+    if not judged.any():
+        raise ValueError(
+            f"wild_fusion: the {len(known)} training pairs are of too few classes to be judged by "
+            "others: more labelled classes, or more pairs."
+        )
+    mix.fit(known_all[:, judged], known.same[judged])  # so few weights that none is overfitted
+    honest["fused"] = np.full(len(known), np.nan)
+    honest["fused"][judged] = mix.transform(known_all[:, judged])
     for name, probability in honest.items():
-        scored = ~np.isnan(probability)
+        scored = np.isfinite(probability)
         if scored.any():
             note = reliability(probability[scored], known.same[scored]).note()
             notes.calibration[name] = note
     notes.numbers["calibration pairs"] = len(known)
     notes.numbers["calibration pairs of one class"] = int(known.same.sum())
+    for name, weight in zip(names, mix.weights_, strict=True):
+        notes.numbers[f"weight of {name}"] = float(weight)
 
     fits = {
         name: make_calibration(calibration).fit(scores, known.same)
@@ -118,14 +133,14 @@ def wild_fusion(
     index = neighbors.index.cpu().numpy()
     cosine = pair_cosine(neighbors, queries, gallery).cpu().numpy()
     likely = fits[_GLOBAL].transform(cosine)
-    total = shares[0] * likely[:, :top]
-    for name, settings, share in zip(names[1:], chosen, shares[1:], strict=True):
+    said = np.repeat(likely[None, :, :top], len(names), axis=0)
+    for place, (name, settings) in enumerate(zip(names[1:], chosen, strict=True), 1):
         row, column, found = verify_neighbors(
             neighbors, query_paths, gallery_paths, cache, settings, top=top, **options
         )
         note_matches(notes, neighbors, row, column, found, settings)
-        total[row, column] += share * fits[name].transform(_raw(found))
-    score = np.concatenate([total, likely[:, top:] - 1], axis=1)
+        said[place, row, column] = fits[name].transform(_raw(found))
+    score = np.concatenate([mix.transform(said), likely[:, top:] - 1], axis=1)
     score[index < 0] = -np.inf
     return Neighbors(
         neighbors.index, torch.from_numpy(score).to(neighbors.score.device, torch.float32)
