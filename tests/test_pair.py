@@ -483,8 +483,9 @@ def test_few_and_many_pairs_measure_alike():
     x = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
     first, second = torch.randint(0, 6, (2, 10))
     for squared in (False, True):
-        few = distances_at(x, x, first, second, squared=squared).sum()
-        many = distances_at(x, x, first.repeat(9), second.repeat(9), squared=squared).sum() / 9
+        given = distances(x, squared=squared), x, x
+        few = distances_at(*given, first, second, squared=squared).sum()
+        many = distances_at(*given, first.repeat(9), second.repeat(9), squared=squared).sum() / 9
         agree(few, many, x)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ class BatchLoss(nn.Module):
         return self._mass(Pairs(labels, labels, own=True))
 
     def _mass(self, pairs: Pairs) -> Tensor:
-        return (pairs.near.any(1) & pairs.far.any(1)).sum()
+        return (pairs.near.any(1) & pairs.opposed).sum()
 
 
 class ReferenceLoss(BatchLoss):
@@ -106,9 +107,30 @@ class Pairs:
 
     def __init__(self, labels: Tensor, reference_labels: Tensor, *, own: bool) -> None:
         self.labels, self.reference_labels, self.own = labels, reference_labels, own
-        same = labels[:, None] == reference_labels
-        self.far = ~same
-        self.near = same.fill_diagonal_(False) if own else same
+
+    @property
+    def near(self) -> Tensor:
+        """(B, R) bool, of the anchor's class."""
+        return self._masks[0]
+
+    @property
+    def far(self) -> Tensor:
+        """(B, R) bool, of another class."""
+        return self._masks[1]
+
+    @property
+    def opposed(self) -> Tensor:
+        """(B,) bool, whether an anchor has a negative: `far.any(1)` without its pass."""
+        if not len(self.reference_labels):
+            return torch.zeros_like(self.labels, dtype=torch.bool)
+        low, high = self.reference_labels.aminmax()
+        return (self.labels != low) | (self.labels != high)
+
+    @cached_property
+    def _masks(self) -> tuple[Tensor, Tensor]:  # miners make their own, so not before asked
+        same = self.labels[:, None] == self.reference_labels
+        far = ~same
+        return (same.fill_diagonal_(False) if self.own else same), far
 
 
 def distances(rows: Tensor, references: Tensor | None = None, *, squared: bool = False) -> Tensor:
@@ -130,7 +152,8 @@ class _Distances(torch.autograd.Function):
         center = rows.mean(0)
         rows = rows - center
         others = rows if references is None else references - center
-        both = rows.square().sum(1)[:, None] + others.square().sum(1)
+        square = rows.square().sum(1)
+        both = square[:, None] + (square if references is None else others.square().sum(1))
         found = torch.addmm(both, rows, others.T, alpha=-2)
         found.masked_fill_(found <= both.mul_(4 * torch.finfo(rows.dtype).eps), 0)
         if references is None:
@@ -149,7 +172,8 @@ class _Distances(torch.autograd.Function):
         pull = 2 * grad if ctx.squared else grad / found
         pull.masked_fill_(found == 0, 0)
         if others is None:
-            return _pulled(rows, pull + pull.T, rows), None, None
+            pull += pull.T.contiguous()  # a sum of it and its transpose jumps through memory
+            return _pulled(rows, pull, rows), None, None
         to_others = _pulled(others, pull.T, rows) if ctx.needs_input_grad[1] else None
         return _pulled(rows, pull, others), to_others, None
 
@@ -162,24 +186,81 @@ def _pulled(rows: Tensor, pull: Tensor, others: Tensor) -> Tensor:
 
 
 def distances_at(
-    rows: Tensor, references: Tensor, first: Tensor, second: Tensor, *, squared: bool
+    matrix: Tensor,
+    rows: Tensor,
+    references: Tensor,
+    first: Tensor,
+    second: Tensor,
+    *,
+    squared: bool,
 ) -> Tensor:
     """(P,) distances between rows[first] and references[second], differentiable.
 
-    Few pairs are subtracted, which is exact and spares the (B, R) backward; many share a matrix.
+    Few pairs are subtracted, which is exact and spares the way back of the (B, R) matrix of all;
+    many are taken out of it.
     """
     if len(first) > 4 * len(rows):
-        return distances(rows, references, squared=squared)[first, second]
-    difference = rows[first] - references[second]
-    if squared:
-        return difference.square().sum(1)
-    length: Tensor = torch.linalg.vector_norm(difference, dim=1)  # at 0 its gradient is 0
-    return length
+        return at(matrix, first, second)
+    found: Tensor = _FewDistances.apply(
+        rows, None if references is rows else references, first, second, squared
+    )
+    return found
+
+
+class _FewDistances(torch.autograd.Function):
+    """Differences kept for the way back, which sums them into one gradient where rows are shared.
+
+    Autograd's way back of an index in brackets alone takes longer than all of this.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        references: Tensor | None,
+        first: Tensor,
+        second: Tensor,
+        squared: bool,
+    ) -> Tensor:
+        others = rows if references is None else references
+        difference = rows.index_select(0, first).sub_(others.index_select(0, second))
+        found: Tensor = torch.linalg.vector_norm(difference, dim=1)
+        ctx.squared, ctx.sizes = squared, (len(rows), None if references is None else len(others))
+        ctx.save_for_backward(difference, found, first, second)
+        if squared:
+            found = found.square()
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        difference, found, first, second = ctx.saved_tensors
+        pull = 2 * grad if ctx.squared else grad / found
+        pull = difference * pull.masked_fill_(found == 0, 0)[:, None]
+        size, others = ctx.sizes
+        to_rows = pull.new_zeros(size, pull.shape[1]).index_add_(0, first, pull)
+        if others is None:
+            return to_rows.index_add_(0, second, pull, alpha=-1), None, None, None, None
+        to_others = None
+        if ctx.needs_input_grad[1]:
+            to_others = pull.new_zeros(others, pull.shape[1]).index_add_(0, second, pull, alpha=-1)
+        return to_rows, to_others, None, None, None
+
+
+def at(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """(P,) entries of (B, R) values at places given by rows (P,) and columns (P,)."""
+    # With two indices in brackets both ways are several times as slow.
+    return values.reshape(-1).index_select(0, rows * values.shape[1] + columns)
+
+
+def entries(values: Tensor, mask: Tensor) -> Tensor:
+    """(P,) entries of (B, R) values under the mask, row by row."""
+    return at(values, *mask.nonzero(as_tuple=True))
 
 
 def masked_logsumexp(values: Tensor, mask: Tensor) -> Tensor:
     """(B,) logsumexp of each row's entries under the mask; hugely negative, finite without any."""
-    return values.masked_fill(~mask, torch.finfo(values.dtype).min / 4).logsumexp(1)
+    return torch.where(mask, values, torch.finfo(values.dtype).min / 4).logsumexp(1)
 
 
 def infonce(similarity: Tensor, pairs: Pairs) -> Tensor:
@@ -188,13 +269,14 @@ def infonce(similarity: Tensor, pairs: Pairs) -> Tensor:
     Pairs whose anchor has no negative are left out. By softplus of a logsumexp: a ratio of
     exponentials and its log saturate, at 87 in float32 and at 9.7 in float16.
     """
-    gap = masked_logsumexp(similarity, pairs.far)[:, None] - similarity
-    return mean(softplus(gap[with_negative(pairs)]))
+    anchors, positives = with_negative(pairs).nonzero(as_tuple=True)
+    negatives = masked_logsumexp(similarity, pairs.far).index_select(0, anchors)
+    return mean(softplus(negatives - at(similarity, anchors, positives)))
 
 
 def with_negative(pairs: Pairs) -> Tensor:
     """(B, R) bool mask of the positive pairs whose anchor has a negative."""
-    return pairs.near & pairs.far.any(1, keepdim=True)
+    return pairs.near & pairs.opposed[:, None]
 
 
 def softplus(values: Tensor) -> Tensor:
@@ -237,5 +319,9 @@ def _labelled(embeddings: Tensor, labels: Tensor, which: str) -> tuple[Tensor, T
         raise ValueError(
             f"{which}labels must be at least 0, or -1 to ignore a row, got {labels.min().item()}"
         )
+    embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
     known = labels >= 0
-    return embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))[known], labels[known]
+    if known.all():
+        return embeddings, labels
+    place = known.nonzero()[:, 0]
+    return embeddings.index_select(0, place), labels[place]

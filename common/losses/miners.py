@@ -9,9 +9,9 @@ All functions share their first arguments:
         columns are the rows themselves, R = B, and the diagonal is left out.
     own: the first B columns are the rows themselves; their diagonal is left out.
 They give int64 indices without gradient, empty ones where nothing is found; on ties the lower
-index counts as nearer and as farther alike. Nothing grows as B R^2 but a list asked for; it has at
-most `LIMIT` triplets, evenly spaced over all in their order: by anchor, positive, distance of the
-negative. (For two classes at B = 1024 a list of all would take 6 GB.)
+index counts as nearer and as farther alike. Nothing grows as B R^2 but a list asked for. It is
+ordered by anchor and positive and has at most `LIMIT` triplets, evenly spaced over all of them by
+anchor, positive, distance of the negative. (For two classes at B = 1024 all would take 6 GB.)
 """
 
 from __future__ import annotations
@@ -21,10 +21,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from common.losses.batch import at
+
 Triplets = tuple[Tensor, Tensor, Tensor]  # anchors, positives, negatives: (T,) each
-Picker = Callable[[Tensor, Tensor], Tensor]  # distances and mask -> (B,) columns
+Picker = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # `_nearest` or `_farthest`
 
 LIMIT = 2**21  # 16 MB per tensor of indices
+COMPARED = 2**22  # elements, of pairs times references, up to which comparing beats sorting
+_FEW = 16  # ranks up to which looking for the next one beats sorting
 
 
 def all_triplets(
@@ -76,20 +80,24 @@ def semi_hard_pair(
     The second meaning. Where no negative is that far, the farthest one.
     """
     distances, near, far = _split(distances, labels, reference_labels, own)
-    anchors, positives = (near & far.any(1, keepdim=True)).nonzero(as_tuple=True)
+    anchors, positives = near.nonzero(as_tuple=True)
     if not len(anchors):
         return anchors, positives, positives
-    if len(anchors) * distances.shape[1] > min(8 * distances.numel(), 2**23):
+    bounds = at(distances, anchors, positives)
+    if len(anchors) * distances.shape[1] > COMPARED:
         ordered, order = _sorted(distances, far)
-        place = _count(ordered, anchors, distances[anchors, positives])
+        place = _count(ordered, anchors, bounds)
         found = place < far.sum(1)[anchors]
         nearest = order[anchors, place.clamp_max(len(order[0]) - 1)]
-    else:  # as long as a class has a few rows, comparing beats sorting
-        rows = distances.masked_fill(~far, torch.inf)[anchors]
-        rows.masked_fill_(rows <= distances[anchors, positives][:, None], torch.inf)
-        nearest = rows.argmin(1)
-        found = rows.gather(1, nearest[:, None])[:, 0] < torch.inf
-    return anchors, positives, torch.where(found, nearest, _farthest(distances, far)[anchors])
+    else:
+        rows = distances.masked_fill(~far, torch.inf).index_select(0, anchors)
+        nearer, nearest = rows.masked_fill_(rows <= bounds[:, None], torch.inf).min(1)
+        found = nearer < torch.inf
+    if found.all():
+        return anchors, positives, nearest
+    last, farthest = (part[anchors] for part in _farthest(distances, far))
+    kept = last != -torch.inf  # an anchor with negatives
+    return anchors[kept], positives[kept], torch.where(found, nearest, farthest)[kept]
 
 
 def semi_hard_anchor(
@@ -155,11 +163,12 @@ def n_hard(
         if not 1 <= first <= last:
             raise ValueError(f"ranks go from 1 upwards, first and last; got ({first}, {last})")
     distances, near, far = _split(distances, labels, reference_labels, own)
-    order = distances.masked_fill(~near, -torch.inf).sort(dim=1, descending=True, stable=True)[1]
-    ranks = torch.arange(1, near.shape[1] + 1, device=near.device)
-    wanted = (ranks >= positives[0]) & (ranks <= positives[1]) & (ranks <= near.sum(1)[:, None])
-    anchors, place = wanted.nonzero(as_tuple=True)
-    _, others = _sorted(distances, far)
+    order = _hardest(-distances, near, positives[1])
+    ranks = torch.arange(1, order.shape[1] + 1, device=near.device)
+    anchors, place = ((ranks >= positives[0]) & (ranks <= near.sum(1)[:, None])).nonzero(
+        as_tuple=True
+    )
+    others = _hardest(distances, far, negatives[1])
     stop = far.sum(1)[anchors].clamp_max(negatives[1])
     start = stop.clamp_max(negatives[0] - 1)
     return _listed(anchors, order[anchors, place], others, start, stop)
@@ -176,7 +185,7 @@ def batch_ohnm(
     anchors, positives = (near & far.any(1, keepdim=True)).nonzero(as_tuple=True)
     if not len(anchors):
         return anchors, positives, positives
-    return anchors, positives, _nearest(distances, far)[anchors]
+    return anchors, positives, _nearest(distances, far)[1][anchors]
 
 
 def multi_similarity_pairs(
@@ -223,19 +232,35 @@ def _split(
             f"got {tuple(distances.shape)}"
         )
     near = labels[:, None] == reference_labels
-    known = (labels >= 0)[:, None] & (reference_labels >= 0)
-    far = known & ~near
-    near &= known
+    far = ~near
+    known, known_references = labels >= 0, reference_labels >= 0
+    if not (known.all() & known_references.all()):  # two (B, R) passes, which losses do not need
+        near &= known[:, None]
+        far &= known[:, None] & known_references
     return distances.detach(), near.fill_diagonal_(False) if own else near, far
 
 
-def _nearest(distances: Tensor, mask: Tensor) -> Tensor:
-    """(B,) column of the smallest distance under the mask; any column where the mask is empty."""
-    return distances.masked_fill(~mask, torch.inf).argmin(1)
+def _nearest(distances: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,) smallest distance under the mask and its column; inf and any where the mask is empty."""
+    value, column = distances.masked_fill(~mask, torch.inf).min(1)  # faster than argmin
+    return value, column
 
 
-def _farthest(distances: Tensor, mask: Tensor) -> Tensor:
-    return distances.masked_fill(~mask, -torch.inf).argmax(1)
+def _farthest(distances: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    value, column = distances.masked_fill(~mask, -torch.inf).max(1)
+    return value, column
+
+
+def _hardest(distances: Tensor, mask: Tensor, count: int) -> Tensor:
+    """(B, count or R) columns under the mask from near to far, then any."""
+    if count > _FEW or not distances.numel():
+        return _sorted(distances, mask)[1][:, :count]
+    left, found = distances.masked_fill(~mask, torch.inf), []
+    for _ in range(min(count, distances.shape[1])):
+        column = left.min(1, keepdim=True)[1]
+        left.scatter_(1, column, torch.inf)
+        found.append(column)
+    return torch.cat(found, 1)
 
 
 def _per_anchor(
@@ -244,11 +269,13 @@ def _per_anchor(
     """One triplet per anchor: a positive, and its nearest negative, beyond the positive or not."""
     if not distances.numel():
         return (near.nonzero()[:, 0],) * 3
-    chosen = positive(distances, near)
+    bound, chosen = positive(distances, near)
     if beyond:
-        far = far & (distances > distances.gather(1, chosen[:, None]))
-    anchors = (near.any(1) & far.any(1)).nonzero()[:, 0]
-    return anchors, chosen[anchors], _nearest(distances, far)[anchors]
+        far = far & (distances > bound[:, None])
+    nearest, negative = _nearest(distances, far)
+    # Not "finite": what is NaN is kept, so that a training that broke is seen by its loss.
+    anchors = ((bound.abs() != torch.inf) & (nearest != torch.inf)).nonzero()[:, 0]
+    return anchors, chosen[anchors], negative[anchors]
 
 
 def _between(
@@ -258,8 +285,16 @@ def _between(
     if min(above or 0, most or 0) < 0:
         raise ValueError(f"margin must be at least 0, got {min(above or 0, most or 0)}")
     anchors, positives = near.nonzero(as_tuple=True)
+    bounds = at(distances, anchors, positives)
+    if len(anchors) * distances.shape[1] <= COMPARED:
+        rows = distances.masked_fill(~far, torch.inf).index_select(0, anchors)
+        inside = rows <= bounds[:, None] + most if most is not None else rows < torch.inf
+        if above is not None:
+            inside &= rows > bounds[:, None] + above
+        if int(inside.sum()) <= LIMIT:
+            pair, negatives = inside.nonzero(as_tuple=True)
+            return anchors[pair], positives[pair], negatives
     ordered, order = _sorted(distances, far)
-    bounds = distances[anchors, positives]
     start, stop = torch.zeros_like(anchors), far.sum(1)[anchors]
     if above is not None:
         start = _count(ordered, anchors, bounds + above)

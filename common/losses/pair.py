@@ -17,6 +17,7 @@ from common.losses.batch import (
     check_positive,
     distances,
     distances_at,
+    entries,
     masked_logsumexp,
     mean,
     softplus,
@@ -52,7 +53,9 @@ class ContrastiveLoss(ReferenceLoss):
 
     def _compare(self, rows: Tensor, references: Tensor, pairs: Pairs) -> Tensor:
         distance = distances(rows, references)
-        pull, push = distance.square() / 2, (self.margin - distance).relu().square() / 2
+        pull = entries(distance, pairs.near).square() / 2
+        close = pairs.far & ~(distance >= self.margin)  # what is NaN stays, and shows
+        push = (self.margin - entries(distance, close)).square() / 2
         return _pair_mean(pull, push, pairs, balanced=self.balanced)
 
     def _mass(self, pairs: Pairs) -> Tensor:
@@ -81,7 +84,8 @@ class CosineContrastiveLoss(ReferenceLoss):
 
     def _compare(self, rows: Tensor, references: Tensor, pairs: Pairs) -> Tensor:
         cosine = rows @ references.T
-        pull, push = 1 - cosine, (cosine - self.margin).relu()
+        pull = 1 - entries(cosine, pairs.near)
+        push = entries(cosine, pairs.far & ~(cosine <= self.margin)) - self.margin
         return _pair_mean(pull, push, pairs, balanced=self.balanced)
 
     def _mass(self, pairs: Pairs) -> Tensor:
@@ -155,12 +159,13 @@ class TripletLoss(ReferenceLoss):
         margin = self.margin_factor.to(rows.dtype) * largest
         state: dict[str, Any] = {} if soft else {"margin": margin.item()}
         state |= vars(pairs)
+        matrix = distances(rows, references, squared=self.squared)
         with torch.no_grad():
-            found = distances(rows, references, squared=self.squared)
-            anchors, positives, negatives = self._mine(state, distances=found)
+            anchors, positives, negatives = self._mine(state, distances=matrix.detach())
         second = torch.cat([positives, negatives])
-        both = distances_at(rows, references, anchors.repeat(2), second, squared=self.squared)
-        near, far = both.chunk(2)
+        near, far = distances_at(
+            matrix, rows, references, anchors.repeat(2), second, squared=self.squared
+        ).chunk(2)
         gap = near - far + margin
         self._last = near.detach(), far.detach(), (gap > 0).detach()
         losses = softplus(gap) if soft else gap.relu()
@@ -277,12 +282,12 @@ class CircleLoss(ReferenceLoss):
 
 
 def _pair_mean(pull: Tensor, push: Tensor, pairs: Pairs, *, balanced: bool) -> Tensor:
-    """Scalar mean of (B, R) pull over positives and push over negatives."""
-    pulled, pushed = (pull * pairs.near).sum(), (push * pairs.far).sum()
-    positives, negatives = pairs.near.sum(), pairs.far.sum()
+    """Scalar mean of (P,) pull, all positives, and of (N,) push, the negatives with a loss."""
+    others = len(pairs.labels) * (len(pairs.reference_labels) - pairs.own)
+    pulled, pushed, negatives = pull.sum(), push.sum(), others - len(pull)
     if balanced:
-        return pulled / positives.clamp_min(1) + pushed / negatives.clamp_min(1)
-    return (pulled + pushed) / (positives + negatives).clamp_min(1)
+        return pulled / max(1, len(pull)) + pushed / max(1, negatives)
+    return (pulled + pushed) / max(1, others)
 
 
 def _pair_mass(pairs: Pairs, *, balanced: bool) -> Tensor:

@@ -12,6 +12,7 @@ from common.losses.batch import (
     BatchLoss,
     Pairs,
     ReferenceLoss,
+    at,
     check_positive,
     distances,
     infonce,
@@ -51,7 +52,8 @@ class LiftedStructureLoss(BatchLoss):
         others = masked_logsumexp(self.margin - distance, pairs.far)
         # Both orders of a pair count, with the same value.
         i, j = with_negative(pairs).nonzero(as_tuple=True)
-        lifted = torch.logaddexp(others[i], others[j]) + distance[i, j]
+        lifted = torch.logaddexp(*(others.index_select(0, k) for k in (i, j)))
+        lifted = lifted + at(distance, i, j)
         return mean(lifted.relu().square()) / 2
 
     def _mass(self, pairs: Pairs) -> Tensor:
@@ -200,7 +202,7 @@ class NCELoss(ReferenceLoss):
         logits = logits - self._log_z(logits.detach(), far) - noise.log()
         judged = (softplus(-logits) * near).sum(1) / near.sum(1).clamp_min(1)
         judged = judged + (softplus(logits) * far).sum(1)
-        return mean(judged[near.any(1) & far.any(1)])
+        return mean(judged[near.any(1) & pairs.opposed])
 
     @torch.no_grad()
     def _log_z(self, logits: Tensor, far: Tensor) -> Tensor:
@@ -208,7 +210,7 @@ class NCELoss(ReferenceLoss):
         if self.training:
             total, count = gathered(total, count)
         count = count.sum()
-        now = total.logsumexp(0) - count.log()
+        now = total.logsumexp(0) - count.to(total.dtype).log()
         log_z = torch.where(self.log_z.isnan() & (count > 0), now.to(self.log_z), self.log_z)
         if self.training:
             self.log_z.copy_(log_z)
