@@ -76,16 +76,8 @@ def map_at_k(truth: Mapping[str, Any], ranked: Mapping[str, Any], k: int = 100) 
         ValueError: k < 1, or `ranked` has none of the ids.
     """
     _check_ids(truth, ranked, k)
-    values = []
-    for i, relevant in ((i, _labels(items)) for i, items in truth.items()):
-        if relevant:
-            found, total = 0, 0.0
-            for rank, item in enumerate(_top(ranked.get(i), k), 1):
-                if item in relevant:
-                    found += 1
-                    total += found / rank
-            values.append(total / min(len(relevant), k))
-    return math.fsum(values) / len(values) if values else 0.0
+    wanted = ((i, _labels(items)) for i, items in truth.items())
+    return _mean([_precision(some, ranked.get(i), k) for i, some in wanted if some])
 
 
 def mean_f1(truth: Mapping[str, Any], matches: Mapping[str, Any]) -> float:
@@ -204,10 +196,18 @@ def score(
     if metric == "gap":
         pairs = {i: _label_and_score(row, submission, i) for i, row in answers.items()}
         return gap(counted, {i: pair for i, pair in pairs.items() if i in counted})
-    lists = {i: row[column].split() for i, row in answers.items() if i in counted}
     if metric == "f1":
+        lists = {i: row[column].split() for i, row in answers.items() if i in counted}
         return mean_f1(counted, lists)
-    return map_at_k(counted, lists, 100 if metric == "map100" else 5)
+    k = 100 if metric == "map100" else 5
+    # Row by row: the lists of 118,000 queries at once are a gigabyte of strings.
+    return _mean(
+        [
+            _precision(set(items), answers[i][column].split() if i in answers else (), k)
+            for i, items in counted.items()
+            if items
+        ]
+    )
 
 
 def _label_and_score(row: dict[str, str], path: str | Path, i: str) -> tuple[str, float] | None:
@@ -225,6 +225,16 @@ def _label_and_score(row: dict[str, str], path: str | Path, i: str) -> tuple[str
             "'LABEL SCORE' with a finite score."
         ) from None
     return label, value
+
+
+def _precision(relevant: set[Any], ranked: Any, k: int) -> float:
+    """Average precision at `k` of one query that has relevant items."""
+    ranks = [rank for rank, item in enumerate(_top(ranked, k), 1) if item in relevant]
+    return sum(n / rank for n, rank in enumerate(ranks, 1)) / min(len(relevant), k)
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values) if values else 0.0
 
 
 def _labels(value: Any) -> set[Any]:

@@ -17,9 +17,11 @@ class Notes:
         importances: by model, the gain of each feature.
         matches: pairs of images with their local matches: `{query, gallery, inliers, ...}`.
         numbers: figures worth a line, such as the recall of an approximate search.
+        remarks: sentences worth a line, such as which index was picked and why.
     """
 
     calibration: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     importances: dict[str, Mapping[str, float]] = field(default_factory=dict)
     matches: list[Mapping[str, Any]] = field(default_factory=list)
     numbers: dict[str, float] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)

@@ -83,6 +83,18 @@ def test_exclude_self_of_tensors_goes_by_row_and_pads():
     assert (found.score[:, -1] == -torch.inf).all()
 
 
+def test_a_query_that_is_its_own_only_neighbor_has_none():
+    alone = Embeddings(np.array(["only"]), unit(1, 8))
+    found = search(alone, alone, 3, exclude_self=True)
+    assert found.index.tolist() == [[-1, -1, -1]]
+    assert (found.score == -torch.inf).all()
+
+
+def test_an_id_that_occurs_twice_ties_by_row():
+    twice = Embeddings(np.array(["b", "a", "b", "a"]), unit(1, 8).expand(4, 8))
+    assert search(twice, twice, 4).index.tolist() == [[1, 3, 0, 2]] * 4
+
+
 def test_zero_vectors_tie_with_everything_in_id_order():
     gallery = Embeddings(shuffled_ids(500), unit(500, 8))
     queries = Embeddings(np.array(["lost"]), torch.zeros(1, 8))

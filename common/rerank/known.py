@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from common.rerank import (
     blending,
+    concat,
     decide,
     diffusion,
     discriminative,
@@ -11,6 +12,7 @@ from common.rerank import (
     grouped,
     labels,
     learned,
+    listwise,
     local,
     propagate,
     reciprocal,
@@ -19,11 +21,15 @@ from common.rerank import (
     wild,
 )
 from common.rerank.checks import check_step as check_step
-from common.retrieval import expand, search, whiten
+from common.retrieval import ann, expand, radius, search, transform, whiten
 from common.steps import catalog
 
 STEPS = catalog(
     search,
+    radius,
+    ann,
+    transform,
+    concat,
     expand,
     whiten,
     labels,
@@ -36,10 +42,12 @@ STEPS = catalog(
     explore,
     blending,
     superglobal,
+    listwise,
     learned,
     wild,
     grouped,
     unknown,
 )
-for _call in ("search", "whitening", "decide"):  # for Python: they do not map an entry of the state
+# For Python: they do not map an entry of the state.
+for _call in ("search", "whitening", "projected", "learned_whitening", "powered", "decide"):
     del STEPS[_call]

@@ -9,12 +9,35 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from common.retrieval import tiles
 from common.retrieval.stored import Stored
 from common.retrieval.tiles import Vectors
 from common.types import Embeddings, Neighbors
 
 _RANKS = 2**32
 _EXACT_BLOCK = 16_384  # gallery rows per float64 tile
+
+
+def check(name: str, q: torch.Tensor, gallery: Vectors) -> None:
+    """Raise ValueError unless queries `(Q, D)` and gallery `(N, D)` are of one D."""
+    shape = gallery.shape if isinstance(gallery, Stored) else tiles.tensor(gallery).shape
+    if q.ndim != 2 or len(shape) != 2 or q.shape[1] != shape[1] or not q.shape[1]:
+        raise ValueError(
+            f"{name} needs queries (Q, D) and gallery (N, D) of one D, got {tuple(q.shape)} and "
+            f"{tuple(shape)}."
+        )
+
+
+def place_of(gallery: Vectors, device: torch.device | str | None) -> torch.device:
+    """Where to compute: `device`, else where the gallery is."""
+    if device is not None:
+        return torch.device(device)
+    return torch.device("cpu") if isinstance(gallery, Stored) else tiles.tensor(gallery).device
+
+
+def rounding(dim: int) -> float:
+    """Bound of |rounded - exact| / (|q| |x|) of a float32 product, for any order of summation."""
+    return (dim + 8) * 2.0**-24
 
 
 def ranked(gallery: Vectors) -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,3 +143,12 @@ def neighbors_of(keys: torch.Tensor, order: torch.Tensor, k: int) -> Neighbors:
         torch.nn.functional.pad(index, missing, value=-1),
         torch.nn.functional.pad(score, missing, value=-torch.inf),
     )
+
+
+def shared(found: torch.Tensor, exact: torch.Tensor) -> float:
+    """Share of the real rows of `exact` `(Q, K)` that `found` `(Q, K')` has in the same query."""
+    real = exact >= 0
+    hits = sum(
+        torch.isin(e[e >= 0], f).sum().item() for e, f in zip(exact.cpu(), found.cpu(), strict=True)
+    )
+    return float(hits) / max(1, int(real.sum()))

@@ -15,15 +15,17 @@ import torch
 from common.retrieval import tiles
 from common.retrieval.order import (
     block_keys,
+    check,
     key,
     neighbors_of,
     pair_scores,
+    place_of,
     ranked,
+    rounding,
     score_of,
     self_rows,
     top_keys,
 )
-from common.retrieval.stored import Stored
 from common.retrieval.tiles import Vectors
 from common.types import Embeddings, Neighbors
 
@@ -63,8 +65,9 @@ def search(
             `exclude_self` for inputs that do not say who is self.
     """
     q = tiles.tensor(queries)
-    _check(q, gallery, k, backend, query_block, gallery_block)
-    place = _place(gallery, device)
+    check("search", q, gallery)
+    _check(k, backend, query_block, gallery_block)
+    place = place_of(gallery, device)
     order, rank = ranked(gallery)
     own = self_rows(queries, gallery, order).to(place) if exclude_self else None
     order, rank = order.to(q.device), rank.to(place)
@@ -85,8 +88,7 @@ def search(
                     k,
                     rank[start : start + len(block)],
                     None if own is None else own - start,
-                    # |rounded - exact| <= D * 2^-24 * |q| * |x| for any order of summation.
-                    (q.shape[1] + 8) * 2.0**-24 * largest * norms.double(),
+                    rounding(q.shape[1]) * largest * norms.double(),
                     backend=backend,
                     device=place,
                     query_block=query_block,
@@ -149,23 +151,11 @@ def _joined(
     return best
 
 
-def _place(gallery: Vectors, device: torch.device | str | None) -> torch.device:
-    if device is not None:
-        return torch.device(device)
-    return torch.device("cpu") if isinstance(gallery, Stored) else tiles.tensor(gallery).device
-
-
-def _check(q: torch.Tensor, gallery: Vectors, k: int, backend: str, *sizes: int | None) -> None:
-    shape = gallery.shape if isinstance(gallery, Stored) else tiles.tensor(gallery).shape
-    if q.ndim != 2 or len(shape) != 2 or q.shape[1] != shape[1] or not q.shape[1]:
+def _check(k: int, backend: str, query_block: int | None, gallery_block: int | None) -> None:
+    if min(k, query_block or 1, gallery_block or 1) < 1 or 0 in (query_block, gallery_block):
         raise ValueError(
-            f"search needs queries (Q, D) and gallery (N, D) of one D, got {tuple(q.shape)} and "
-            f"{tuple(shape)}."
-        )
-    if k < 1 or any(size is not None and size < 1 for size in sizes):
-        raise ValueError(
-            f"k and the block sizes must be at least 1, got k={k}, query_block={sizes[0]}, "
-            f"gallery_block={sizes[1]}."
+            f"k and the block sizes must be at least 1, got k={k}, query_block={query_block}, "
+            f"gallery_block={gallery_block}."
         )
     if backend not in tiles.BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(tiles.BACKENDS)}, got {backend!r}.")

@@ -17,6 +17,7 @@ from common.types import Embeddings
 
 Vectors = Embeddings | Stored | torch.Tensor
 Top = tuple[torch.Tensor, torch.Tensor]  # scores and columns
+Hits = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # rows, columns and scores
 
 BACKENDS = ("auto", "torch", "faiss")
 FAISS_GPU_LIMIT = 2048  # neighbors per query: a limit of its selection kernels
@@ -59,29 +60,65 @@ def candidates(
     Whatever is left out has a rounded score of at most the last one given, or of at most `floor`
     `(Q,)`; ties come in any order. Values must be finite.
     """
-    faiss = use_faiss(backend, device, width)
-    rows, columns = _tile(len(q), width, device, query_block, gallery_block)
-    rows = len(q) if faiss else rows  # faiss tiles the queries itself
-    starts = range(0, len(q), max(1, rows))
     best: dict[int, Top] = {}
+    if use_faiss(backend, device, width):
+        chunk = q.to(device, torch.float32)  # faiss tiles the queries itself
+        for row in range(0, len(g), gallery_block or _GPU_TILE[1]):
+            block = g[row : row + (gallery_block or _GPU_TILE[1])].to(device, torch.float32)
+            score, index = _faiss_top(chunk, block, min(width, len(block)))
+            best[0] = _merged(best.get(0), (score, index + row), width)
+    else:
+        rows, columns = _tile(len(q), width, device, query_block, gallery_block)
+        for start, row, tile, real in products(q, g, device, rows, columns):
+            known = best.get(start)
+            least = _least(known, None if floor is None else floor[start : start + rows], width)
+            score, index = _tile_top(tile, real, width, least)
+            found = score, torch.where(index < 0, -1, index + row)
+            best[start] = _merged(known, found, width)
+    score = torch.cat([part[0] for part in best.values()])
+    index = torch.cat([part[1] for part in best.values()])
+    score, place = score.sort(1, descending=True)
+    return score, index.gather(1, place)
+
+
+def products(
+    q: torch.Tensor,
+    g: torch.Tensor,
+    device: torch.device,
+    rows: int | None = None,
+    columns: int | None = None,
+) -> Iterator[tuple[int, int, torch.Tensor, int]]:
+    """First query, first gallery row, rounded inner products, and real columns of each tile.
+
+    The tile is overwritten by the next one; columns behind the real ones are -inf.
+    """
+    rows, columns = _tile(len(q), 1, device, rows, columns)
     product = _product(device)
     for row in range(0, len(g), columns):
         # The gallery is the outer loop: a float16 one is widened block by block, and only once.
         block = g[row : row + columns].to(device, torch.float32)
-        for start in starts:
+        for start in range(0, len(q), rows):
             chunk = q[start : start + rows].to(device, torch.float32)
-            known = best.get(start)
-            if faiss:
-                score, index = _faiss_top(chunk, block, min(width, len(block)))
-            else:
-                least = _least(known, None if floor is None else floor[start : start + rows], width)
-                score, index = _tile_top(product(chunk, block), len(block), width, least)
-            index = torch.where(index < 0, -1, index + row)
-            best[start] = _merged(known, (score, index), width)
-    score = torch.cat([best[start][0] for start in starts])
-    index = torch.cat([best[start][1] for start in starts])
-    score, place = score.sort(1, descending=True)
-    return score, index.gather(1, place)
+            yield start, row, product(chunk, block), len(block)
+
+
+def above(tile: torch.Tensor, least: torch.Tensor) -> Hits:
+    """Rows (ascending), columns and scores of the cells of a tile above `least` `(Q, 1)`."""
+    groups = tile.view(len(tile), _GROUP, -1)
+    return _members(groups, groups.amax(1) > least, least)
+
+
+def _members(groups: torch.Tensor, hot: torch.Tensor, least: torch.Tensor) -> Hits:
+    """The cells above `least` in the groups `(Q, G)` that have one.
+
+    Almost all cells of all but the first tiles are below, and a maximum over groups of columns
+    says so at a fraction of what a selection costs. column = member * number of groups + group.
+    """
+    row, group = hot.nonzero().unbind(1)
+    cells = groups[row, :, group]
+    hit, member = (cells > least.index_select(0, row)).nonzero().unbind(1)
+    column = member * groups.shape[2] + group.index_select(0, hit)
+    return row.index_select(0, hit), column, cells[hit, member]
 
 
 def _tile(
@@ -131,25 +168,18 @@ def _least(known: Top | None, floor: torch.Tensor | None, width: int) -> torch.T
 
 
 def _tile_top(tile: torch.Tensor, real: int, width: int, least: torch.Tensor | None) -> Top:
-    """The best of a tile in any order: those above `least` if these are few, else the `width` best.
-
-    Almost all cells of all but the first tiles are below the bound, and a maximum over groups of
-    columns says so at a fraction of what a selection costs.
-    """
+    """The best of a tile: those above `least` if these are few, else the `width` best."""
     if tile.device.type == "cpu":
-        groups = tile.view(len(tile), _GROUP, -1)  # column = member * number of groups + group
+        groups = tile.view(len(tile), _GROUP, -1)
         highest = groups.amax(1)
         if least is None and highest.shape[1] >= width:
             # So many groups hold a cell of at least this; cells equal to it must be found as well.
             last = highest.topk(width, sorted=False).values.amin(1, keepdim=True)
             least = last.nextafter(last.new_tensor(-torch.inf))
         if least is not None:
-            row, group = (highest > least).nonzero().unbind(1)
-            if len(row) <= tile.numel() // _MANY:
-                cells = groups[row, :, group]
-                hit, member = (cells > least.index_select(0, row)).nonzero().unbind(1)
-                column = member * groups.shape[2] + group.index_select(0, hit)
-                return _padded(row.index_select(0, hit), column, cells[hit, member], len(tile))
+            hot = highest > least
+            if int(hot.count_nonzero()) <= tile.numel() // _MANY:
+                return _padded(*_members(groups, hot, least), len(tile))
     score, index = tile.topk(min(width, real), sorted=False)
     return score, index
 
@@ -249,12 +279,12 @@ def _faiss_top(queries: torch.Tensor, block: torch.Tensor, k: int) -> Top:
     import faiss.contrib.torch_utils  # lets knn_gpu take tensors, on torch's own stream
 
     with torch.cuda.device(block.device):
-        pair = faiss.knn_gpu(_faiss_resources(str(block.device)), queries, block, k, metric=metric)
+        pair = faiss.knn_gpu(faiss_resources(str(block.device)), queries, block, k, metric=metric)
     return pair[0], pair[1]
 
 
 @functools.cache
-def _faiss_resources(device: str) -> Any:
+def faiss_resources(device: str) -> Any:
     """One per device and process: it holds 1.5 GB of scratch memory."""
     import faiss
 

@@ -85,26 +85,37 @@ class Whitening:
         Raises:
             ValueError: not fitted, another D, or a NaN (names the row).
         """
-        rows = tiles.tensor(embeddings)
         if not hasattr(self, "components_"):
             raise ValueError("This Whitening has not seen data: call fit first.")
-        dim, width = self.components_.shape
-        if rows.ndim != 2 or rows.shape[1] != width:
-            raise ValueError(f"Whitening was fitted on D={width}, got {tuple(rows.shape)}.")
         variance = self.explained_variance_.clamp(min=self.eps * float(self.explained_variance_[0]))
         # Directions of no variance at all (eps 0) carry nothing: weight 0, not infinity.
         weight = torch.where(variance > 0, variance**-self.power, 0.0)
-        projection = (self.components_ * weight[:, None]).T.to(rows.device)
-        new = rows.new_empty(len(rows), dim)
-        for start in range(0, len(rows), _BLOCK):
-            block = rows[start : start + _BLOCK]
-            known = tiles.finite_norms(block, "embeddings", embeddings, start)[:, None] > 0
-            # float64: centring cancels digits, and half precision could overflow before the norm.
-            moved = (block.double() - self.mean_.to(rows.device)) @ projection * known
-            new[start : start + _BLOCK] = torch.nn.functional.normalize(moved)
-        if isinstance(embeddings, Embeddings):
-            return Embeddings(embeddings.ids, new, dict(embeddings.card))
-        return new
+        return projected(embeddings, self.mean_, self.components_ * weight[:, None], "Whitening")
+
+
+def projected(embeddings: V, mean: torch.Tensor, projection: torch.Tensor, name: str) -> V:
+    """Rows minus `mean` `(D,)`, times `projection` `(dim, D)`, normalised; zero rows stay zero.
+
+    The type and dtype given comes back. float64 inside: centring cancels digits, and half precision
+    could overflow before the norm.
+
+    Raises:
+        ValueError: another D, or a NaN (names the row).
+    """
+    rows = tiles.tensor(embeddings)
+    dim, width = projection.shape
+    if rows.ndim != 2 or rows.shape[1] != width:
+        raise ValueError(f"{name} was fitted on D={width}, got {tuple(rows.shape)}.")
+    mean, turned = mean.to(rows.device), projection.T.to(rows.device)
+    new = rows.new_empty(len(rows), dim)
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        known = tiles.finite_norms(block, "embeddings", embeddings, start)[:, None] > 0
+        moved = (block.double() - mean) @ turned * known
+        new[start : start + _BLOCK] = torch.nn.functional.normalize(moved)
+    if isinstance(embeddings, Embeddings):
+        return Embeddings(embeddings.ids, new, dict(embeddings.card))
+    return new
 
 
 def pca_whiten(

@@ -53,3 +53,31 @@ def recall_at_k(truth, ranked, k):
         if relevant
     ]
     return sum(values) / len(values) if values else 0.0
+
+
+def market(scores, query_labels, gallery_labels, query_cameras=None, gallery_cameras=None):
+    """Ranks of the matches of each query that has one, from the protocol's description.
+
+    Images of the query's label and camera, and junk (-1), are taken out; the rest is walked through
+    by score descending, then row ascending.
+    """
+    found = []
+    for q, label in enumerate(query_labels):
+        left = []
+        for g, other in enumerate(gallery_labels):
+            same_camera = query_cameras is not None and query_cameras[q] == gallery_cameras[g]
+            if other != -1 and not (other == label and same_camera):
+                left.append(g)
+        left.sort(key=lambda g: (-scores[q][g], g))
+        matches = [rank for rank, g in enumerate(left, 1) if gallery_labels[g] == label]
+        if matches and label != -1:
+            found.append(matches)
+    return found
+
+
+def market_summary(found, ranks):
+    """CMC curve, mAP and mINP from the ranks of the matches."""
+    n = max(len(found), 1)
+    cmc = [sum(matches[0] <= rank for matches in found) / n for rank in range(1, ranks + 1)]
+    ap = [sum((i + 1) / rank for i, rank in enumerate(m)) / len(m) for m in found]
+    return cmc, sum(ap) / n, sum(len(m) / m[-1] for m in found) / n

@@ -17,3 +17,15 @@ def search(query_ids, queries, gallery_ids, gallery, k, exclude_self=False):
         indices.append([row for _, _, row in found] + [-1] * missing)
         scores.append([-score for score, _, _ in found] + [-np.inf] * missing)
     return np.array(indices, np.int64).reshape(-1, k), np.array(scores, np.float32).reshape(-1, k)
+
+
+def within(query_ids, queries, gallery_ids, gallery, threshold, exclude_self=False):
+    """For each query the `(row, score)` pairs of at least `threshold`, best first, ties by id."""
+    lists = []
+    for index, score in zip(
+        *search(query_ids, queries, gallery_ids, gallery, len(gallery_ids), exclude_self),
+        strict=True,
+    ):
+        pairs = zip(index.tolist(), score.tolist(), strict=True)
+        lists.append([(i, s) for i, s in pairs if i >= 0 and s >= np.float32(threshold)])
+    return lists
