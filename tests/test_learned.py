@@ -190,7 +190,25 @@ def test_inliers_are_features(monkeypatch):
     same = labels[first] == truth[:, None]
     ranks = (found.index[:, :, None] == first[:, None, :]).float().argmax(1)
     assert ranks[same].float().mean() + 2 < ranks[~same].float().mean()
-    with pytest.raises(ValueError, match="need a labelled gallery, the files"):
+    asked = []
+    monkeypatch.setattr(learned, "count_inliers", lambda *a, **k: asked.append(a) or count(*a, **k))
+    files["gallery_paths"] = labels.numpy().copy()
+    lightgbm_rerank(
+        neighbors,
+        queries,
+        gallery,
+        torch.full_like(labels, -1),
+        train=gallery,
+        train_labels=labels,
+        train_paths=labels.numpy() + 100,
+        inliers=6,
+        features="disk",
+        **files,
+        **FEW,
+    )
+    assert min(others.min() for _, _, others, *_ in asked[:-1]) == 100, "files of train"
+    assert asked[-1][2] is files["gallery_paths"]
+    with pytest.raises(ValueError, match="inliers need a cache and the files"):
         lightgbm_rerank(neighbors, queries, gallery, labels, inliers=6, **FEW)
 
 

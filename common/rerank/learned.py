@@ -34,6 +34,7 @@ def lightgbm_rerank(
     *,
     train: Embeddings | None = None,
     train_labels: torch.Tensor | None = None,
+    train_paths: np.ndarray | None = None,
     negatives: Embeddings | None = None,
     held_ids: np.ndarray | None = None,
     query_paths: np.ndarray | None = None,
@@ -79,6 +80,7 @@ def lightgbm_rerank(
         gallery_labels: `(G,)` int64, -1 unknown.
         train: labelled images for a gallery without labels.
         train_labels: theirs.
+        train_paths: their files, for `inliers`.
         negatives: images known to be of no class.
         held_ids: ids of labelled images that the backbone was not trained on.
         query_paths: `(Q,)` files, for `inliers`.
@@ -121,10 +123,12 @@ def lightgbm_rerank(
             "lightgbm_rerank learns from labelled images and this pipeline has none: remove it."
         )
     labels = labels.cpu()
-    if inliers and (not own or query_paths is None or gallery_paths is None or cache is None):
+    source_paths = gallery_paths if own else train_paths
+    needed = (query_paths, gallery_paths, source_paths, cache)
+    if inliers and any(part is None for part in needed):
         raise ValueError(
-            "lightgbm_rerank: inliers need a labelled gallery, the files of queries and gallery, "
-            "and a cache: set inliers: 0."
+            "lightgbm_rerank: inliers need a cache and the files of the queries, the gallery and "
+            "the labelled images: set inliers: 0."
         )
 
     def describe(
@@ -160,8 +164,8 @@ def lightgbm_rerank(
         among, known = take(source, turn.left), labels[torch.from_numpy(turn.left)]
         lists = search(turn.asking, among, top, device=device)
         files = None
-        if inliers and gallery_paths is not None:
-            files = gallery_paths[turn.rows], gallery_paths[turn.left]
+        if inliers and source_paths is not None:
+            files = source_paths[turn.rows], source_paths[turn.left]
         part = describe(lists, turn.asking, among, known, files)
         # What has no class is a group of its own.
         mine, theirs = turn.truth[part.query], known.numpy()[part.candidate]
