@@ -7,9 +7,7 @@ import math
 
 import pytest
 import torch
-import torch.distributed as dist
 from pytorch_metric_learning import losses as pml
-from safetensors.torch import load_file, save_file
 
 from common.losses import cosine
 from common.losses.adaptive import AdaCos, AdaFace, CurricularFace
@@ -230,25 +228,6 @@ each = pytest.mark.parametrize("make", HEADS.values(), ids=HEADS)
 
 
 @each
-def test_state_is_saved_and_moves_only_in_training(make):
-    head, again = make(), make()
-    start = copy.deepcopy(head.state_dict())
-    for seed in range(2):
-        head(*batch(seed=seed))
-    state = copy.deepcopy(head.state_dict())
-    assert any(not torch.equal(state[name], start[name]) for name in state)
-    again.load_state_dict(state)
-    x, labels = batch(seed=2)
-    assert again(x, labels) == head(x, labels)
-    state = copy.deepcopy(head.state_dict())
-    head.eval()
-    head(x, labels)
-    assert all(torch.equal(state[name], value) for name, value in head.state_dict().items())
-    named = dict(head.named_parameters())
-    assert set(named) <= {"weight"}  # what adapts is no parameter
-
-
-@each
 @pytest.mark.parametrize("case", ["ignored", "empty", "not finite"])
 def test_a_batch_without_news_leaves_the_state(make, case):
     head = make()
@@ -261,34 +240,6 @@ def test_a_batch_without_news_leaves_the_state(make, case):
         x, labels = torch.full((3, 4), torch.nan), torch.tensor([0, 1, 2])
     head(x, labels)
     assert all(torch.equal(value, head.state_dict()[name]) for name, value in state.items())
-
-
-def _train(rank, world, address, out):
-    """The rows of each batch go to the processes unevenly; the first one's third part is empty."""
-    torch.set_default_dtype(torch.float64)
-    if world > 1:
-        dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
-    heads = torch.nn.ModuleDict({name: make() for name, make in HEADS.items()})
-    for number in range(4):
-        x, labels = batch(rows=15, seed=number)
-        cut = [0, 15] if world == 1 else [0, 0 if number == 2 else 10, 15]
-        mine = slice(cut[rank], cut[rank + 1])
-        for head in heads.values():
-            head(x[mine], labels[mine])
-    save_file(heads.state_dict(), f"{out}/{world}-{rank}.safetensors")
-    if world > 1:
-        dist.destroy_process_group()
-
-
-def test_two_processes_adapt_as_one_would(tmp_path):
-    _train(0, 1, "", tmp_path)
-    address = f"file://{tmp_path}/meet"
-    torch.multiprocessing.spawn(_train, (2, address, str(tmp_path)), nprocs=2)
-    expected = load_file(tmp_path / "1-0.safetensors")
-    first, second = (load_file(tmp_path / f"2-{rank}.safetensors") for rank in range(2))
-    assert first.keys() == second.keys() == expected.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    torch.testing.assert_close(first, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_by_name_with_the_papers_defaults():

@@ -97,18 +97,6 @@ def test_ignored_logits_change_nothing(value):
     torch.testing.assert_close(torch.autograd.grad(loss, spoilt)[0], gradient)
 
 
-@pytest.mark.parametrize("rows", [0, 2])
-@pytest.mark.parametrize("make", [LinearSoftmax, CosineSoftmax])
-def test_nothing_to_learn_is_an_attached_zero(make, rows):
-    head = make(6, 5)
-    x = torch.full((rows, 6), torch.nan, requires_grad=True)
-    loss = head(x, torch.full((rows,), -1))
-    loss.backward()
-    assert loss == 0
-    for parameter in (x, *head.parameters()):
-        assert (parameter.grad == 0).all()
-
-
 def test_linear_head_equals_torch():
     x, labels = batch()
     head = LinearSoftmax(6, 5, COUNTS, class_weights="1/n").double()
@@ -164,15 +152,6 @@ def test_weights_of_a_loss_list_are_positive_numbers(weight):
         total.build([{"name": "arcface", "weight": weight}], {})
     with pytest.raises(ConfigError, match="is empty"):
         total.build([], {})
-
-
-@pytest.mark.parametrize("make", [LinearSoftmax, CosineSoftmax])
-def test_autocast_changes_nothing(make):
-    x, labels = batch(torch.float32)
-    head = make(6, 5)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = head(x, labels)
-    assert torch.equal(loss, head(x, labels))
 
 
 @pytest.mark.parametrize(
