@@ -8,7 +8,7 @@ import torch
 
 from common.rerank import blending
 from common.rerank.blending import min2, neighborhood_blending
-from common.rerank.known import STEPS
+from common.rerank.known import STEPS, check_step
 from common.retrieval.search import search
 from common.types import Embeddings, Neighbors
 from tests.oracles import blending as oracle
@@ -165,6 +165,9 @@ def test_wrong_arguments_are_named():
     gallery = images(8)
     with pytest.raises(ValueError, match="set thresholds"):
         neighborhood_blending(gallery, gallery)
+    with pytest.raises(ValueError, match="set thresholds"):
+        check_step({"name": "inb"})  # before any long work
+    check_step({"name": "inb", "thresholds": [0.5]})
     with pytest.raises(ValueError, match="own_weight"):
         neighborhood_blending(gallery, gallery, thresholds=[0.5], own_weight=-1.0)
     with pytest.raises(ValueError, match="k=0"):

@@ -12,7 +12,7 @@ from common.retrieval.expand import (
     decayed_query_expansion,
 )
 from common.types import Embeddings
-from tests.oracles.expand import dirtorch_augmentation
+from tests.oracles.expand import augmentation_by_rows, dirtorch_augmentation
 from tests.oracles.expand import expand as twin
 
 
@@ -186,7 +186,8 @@ def test_decay_is_linear_weights_by_rank():
     close(found, twin(queries, gallery, 5, lambda _, rank: (5 - rank) / 5))
 
 
-def test_augmentation_equals_the_row_by_row_twin_of_the_bench():
+def test_augmentation_equals_the_twins_of_the_bench():
     gallery = unit(70, 16, 6)
     found = database_augmentation(gallery, k=10)
     close(found, dirtorch_augmentation(gallery, 10, 3.0))
+    close(found, augmentation_by_rows(gallery, 10, 3.0))

@@ -8,7 +8,7 @@ import torch
 
 from common.notes import Notes
 from common.rerank import listwise as module
-from common.rerank.known import STEPS
+from common.rerank.known import STEPS, check_step
 from common.rerank.listmodel import FEATURES, ListScorer, ListwiseReranker, features_of, fit
 from common.rerank.listwise import listwise
 from common.retrieval.lists import labelled_lists, mean_average_precision, products
@@ -154,6 +154,9 @@ def test_trained_weights_are_kept_and_read_without_training(train, asked, tmp_pa
     again = listwise(near, queries, gallery, None, torch.zeros(0), **settings)
     assert torch.equal(first.index, again.index)
     assert torch.equal(first.score, again.score)
+    check_step({"name": "listwise", "weights": str(path)})
+    with pytest.raises(FileNotFoundError, match="no weights at"):
+        check_step({"name": "listwise", "weights": "nothing.safetensors"})  # before any long work
     model = ListwiseReranker.load(path)
     assert model.settings == {"extra": 0, "width": 32, "layers": 2, "heads": 4}
     path.write_bytes(b"something else")

@@ -20,6 +20,11 @@ from common.retrieval.search import search
 from common.retrieval.sums import weighted_sum
 from common.types import Embeddings, Neighbors
 
+NO_THRESHOLDS = (
+    "inb: set thresholds, one similarity per stage, for example thresholds: [0.8, 0.7]; they "
+    "depend on the model and on the size of the set."
+)
+
 
 def neighborhood_blending(
     queries: Embeddings,
@@ -52,10 +57,7 @@ def neighborhood_blending(
         ValueError: no thresholds, k < 1, negative own_weight, ids that repeat, NaN.
     """
     if not thresholds:
-        raise ValueError(
-            "inb: set thresholds, one similarity per stage, for example thresholds: [0.8, 0.7]; "
-            "they depend on the model and on the size of the set."
-        )
+        raise ValueError(NO_THRESHOLDS)
     if not own_weight >= 0:
         raise ValueError(f"inb: own_weight must be at least 0, got {own_weight}.")
     one_set = np.array_equal(queries.ids, gallery.ids) and torch.equal(

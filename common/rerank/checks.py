@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from common.rerank.blending import NO_THRESHOLDS
 from common.rerank.calibrate import calibration
 from common.rerank.fusion import fusion
 from common.rerank.hooks import load_hook
+from common.rerank.listmodel import ListwiseReranker
 from common.rerank.matching import Settings, matcher_settings
 from common.rerank.networks import check_weights
 
@@ -28,6 +30,10 @@ def check_step(step: Mapping[str, Any]) -> None:
         known = {item.name for item in fields(Settings)}
         given = {key: value for key, value in step.items() if key in known}
         _check(matcher_settings({"features": "rootsift", **given}))
+    if step["name"] in ("inb", "neighborhood_blending") and not step.get("thresholds"):
+        raise ValueError(NO_THRESHOLDS)
+    if step["name"] == "listwise" and step.get("weights"):
+        ListwiseReranker.load(step["weights"])
     if step["name"] == "wild_fusion":
         matchers = step.get("matchers", ["rootsift"])
         fusion(step.get("weights", ()), len(matchers) + 1)
