@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from common.engine.checkpoint import load_tree
 from common.submission import check
 from common.types import Embeddings
 
@@ -250,21 +251,38 @@ def test_two_processes_give_the_embeddings_of_one(trained, root, tmp_path):
 
 def test_two_processes_train(root, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    folder = tmp_path / "ddp"
     text = run(
-        "train", *TINY, *PLAIN, f"data.root={root}", f"out={tmp_path / 'ddp'}", launcher=launcher
+        "train",
+        *TINY,
+        *PLAIN,
+        "loss=[{name: arcface}, {name: momentum_queue, size: 64, momentum: 0.9, weight: {end: 1}}]",
+        "train.sampler={name: identity_clusters, k: 8, number: 2}",
+        f"data.root={root}",
+        f"out={folder}",
+        launcher=launcher,
     )
     assert text.count("epoch 2 ") == 1  # one process speaks
-    assert (tmp_path / "ddp" / "weights.safetensors").is_file()
+    assert load_tree(folder / "weights.safetensors")["criterion"].keys() == {
+        "terms.0.weight",
+        "terms.0.margin_factor",
+    }
+    state = load_tree(folder / "state" / "last.safetensors")
+    assert (state["trained"]["criterion.terms.1.memory_labels"] >= 0).any()
+    assert state["sampler"]["found_at"] == 1
+    run("infer", f"run={folder}")
 
 
 def test_losses_of_the_list_add_up_in_a_training(root, tmp_path):
+    kinds = tmp_path / "kinds.csv"
+    kinds.write_text("landmark_id,kind,other\n7,a,1\n8,b,1\n9,a,1\n10,b,1\n")
     pairs = "{name: contrastive}"
     terms = "{name: arcface}, {name: triplet, weight: 0.3, miner: semi_hard_pair}"
     text = run(
         "train",
         *TINY,
         *PLAIN,
-        "train.sampler={name: pk, k: 8}",
+        f"train.sampler={{name: category_balanced, k: 8, c: 2, source: '{kinds}:kind'}}",
         f"loss=[{terms}, {{name: cross_batch_memory, loss: {pairs}, size: 64, start: 1}}]",
         f"data.root={root}",
         f"out={tmp_path}",
