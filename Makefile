@@ -1,10 +1,10 @@
-# Two commands: `make landmarks` (install, train, submit, report) and `make test` (everything).
+# `make landmarks` and `make whale` (install, train, submit, report), `make test` (everything).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python competitions
 
-.PHONY: install landmarks test lint versions clean
+.PHONY: install landmarks whale test lint versions clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +24,12 @@ landmarks: install
 	$(RUN)/landmarks/train.py experiments/two_stages.yaml
 	$(RUN)/landmarks/infer.py run=runs/landmarks/two_stages
 	$(RUN)/landmarks/ensemble.py 'runs=[runs/landmarks/baseline,runs/landmarks/two_stages]'
+
+whale: install
+	$(RUN)/whale/train.py experiments/frozen.yaml
+	$(RUN)/whale/infer.py run=runs/whale/frozen
+	$(RUN)/whale/train.py
+	$(RUN)/whale/infer.py
 
 lint: install
 	$(BIN)/ruff format --check .
