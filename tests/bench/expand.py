@@ -3,8 +3,9 @@
     python -m tests.bench.expand
 
 The twins compute the same numbers one row at a time; dirtorch's algorithm and `topk` with
-`embedding_bag` hold the whole similarity matrix and promise nothing about ties. Times are the best of several rounds that take
-turns; the ratios are what to read. Memory is the peak above what the process held before the call.
+`embedding_bag` hold the whole similarity matrix and promise nothing about ties. Times are the best
+of several rounds that take turns; the ratios are what to read. Memory is the peak above what the
+process held before the call.
 """
 
 import numpy as np
