@@ -23,7 +23,8 @@ def read_frame(path: Path, **options: Any) -> pd.DataFrame:
         DataError: not a csv.
     """
     try:
-        return pd.read_csv(path, dtype=str, **options)
+        frame: pd.DataFrame = pd.read_csv(path, dtype=str, **options)
+        return frame
     except FileNotFoundError:
         raise FileNotFoundError(f"No file {path}: correct the path or leave the key out.") from None
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
