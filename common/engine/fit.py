@@ -74,7 +74,7 @@ def fit(
                         model.eval()
                         metrics |= validate(model, stage)
                     value = metrics.get(monitor, float("-inf"))
-                    if config.keep == "last" or value >= progress.best:
+                    if any(loop.agreed(config.keep == "last" or value >= progress.best)):
                         progress.best = max(progress.best, value)
                         loop.keep({**(card or {}), **metrics}, extra or {})
                 log(progress.step, metrics)

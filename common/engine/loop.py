@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from common.engine import distributed
+from common.engine import distributed, sharded
 from common.engine.checkpoint import lasting, load_lasting, load_tree, save_tree, save_weights
 from common.engine.interrupt import Interrupt
 from common.engine.momentum import MomentumCopy
@@ -26,9 +26,11 @@ from common.engine.optim import (
     Average,
     build_optimizer,
     check_covered,
+    clip_gradients,
     lr_factor,
     parameter_groups,
     set_lr,
+    share_overflow,
 )
 from common.engine.settings import FitConfig, Stage, resolve_precision, this_device
 
@@ -111,6 +113,7 @@ class Loop:
         self.interrupt = Interrupt()
         self.sampler: Any = None
         self.restored: dict[str, Any] | None = None  # the sampler's state, until it is there
+        self.parts = sharded.parts(self.trained)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.trained, optimizer)
 
     def epoch(self, data: DataLoader[Any], stage: Stage, before: int, total: int) -> Metrics:
@@ -142,7 +145,8 @@ class Loop:
             if move:
                 norms.append(self._move())
             late = time.monotonic() - saved > 60 * config.save_minutes
-            save = move and (self.interrupt.wanted or (late and not last))
+            late, stop = self.agreed(late, self.interrupt.wanted)
+            save = move and (stop or (late and not last))
             # Reading the loss waits for the GPU: now and then is enough, and before it is saved.
             if (last or save or progress.batch % 50 == 0) and not torch.isfinite(running):
                 raise ValueError(
@@ -153,7 +157,7 @@ class Loop:
                 progress.loss, saved = float(running), time.monotonic()
                 progress.minutes = minutes + (saved - started) / 60
                 self.save()
-            if save and self.interrupt.wanted:
+            if save and stop:
                 raise KeyboardInterrupt(f"stopped after step {progress.step}; the state is saved")
         seconds = time.monotonic() - started
         progress.minutes, progress.loss = minutes + seconds / 60, float(running)
@@ -181,6 +185,13 @@ class Loop:
             sampler.load_state_dict(self.restored)
         self.restored = None
         sampler.set_epoch(number, self.progress.batch)
+
+    def agreed(self, *flags: bool) -> tuple[bool, ...]:
+        """The flags, set where any process sets them: to save a shared head, all have to."""
+        if not self.parts:
+            return flags
+        count = distributed.summed(torch.tensor(flags, dtype=torch.float32, device=self.device))
+        return tuple(bool(n) for n in count)
 
     def _factor(self, stage: Stage, batch: int, length: int) -> float:
         """Share of the peak rates at a batch of the present epoch, which has `length`."""
@@ -223,7 +234,11 @@ class Loop:
     def _move(self) -> torch.Tensor:
         """One step of the optimiser; returns the gradient norm before clipping."""
         limit = self.config.clip or float("inf")
-        norm = self.accelerator.clip_grad_norm_(self.trained.parameters(), limit)
+        parts = sharded.weights(self.parts)
+        if self.accelerator.scaler is not None:
+            share_overflow(parts)
+        self.accelerator.unscale_gradients()
+        norm = clip_gradients(self.trained.parameters(), limit, parts)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.progress.step += 1
@@ -231,7 +246,7 @@ class Loop:
             self.trained.copy.update(self.model)
         if self.average is not None:
             self.average.update(self.trained)
-        return torch.as_tensor(norm)
+        return norm
 
     def _bar(self, data: DataLoader[Any], number: int, total: int, length: int) -> Iterator[Any]:
         disable = None if distributed.rank() == 0 else True
@@ -260,19 +275,24 @@ class Loop:
 
     def keep(self, card: dict[str, Any], extra: dict[str, Any]) -> None:
         """Write the model and criterion as they are now for infer to read."""
+        criterion = sharded.whole(lasting(self.criterion), self.parts)
         if distributed.rank() == 0:
-            tree = {"model": self.model.state_dict(), "criterion": lasting(self.criterion)}
+            tree = {"model": self.model.state_dict(), "criterion": criterion}
             save_weights(self.folder, {**tree, **extra}, {**card, "step": self.progress.step})
 
     def save(self) -> None:
         """Write everything that resuming needs."""
+        inner = self.optimizer.optimizer
+        moments = sharded.whole_optimizer(self.optimizer.state_dict(), inner, self.parts)
+        trained = sharded.whole(self.trained.state_dict(), self.parts)
+        average = self.average and sharded.whole(self.average.state, self.parts)
         if distributed.rank() == 0:
             scaler = self.accelerator.scaler
             tree = {
                 "progress": asdict(self.progress),
-                "trained": self.trained.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "average": self.average and {"n": self.average.updates, **self.average.state},
+                "trained": trained,
+                "optimizer": moments,
+                "average": self.average and {"n": self.average.updates, **(average or {})},
                 "scaler": scaler and scaler.state_dict(),
                 "sampler": self.sampler.state_dict() if hasattr(self.sampler, "state_dict") else {},
             }
@@ -287,10 +307,12 @@ class Loop:
         for name, value in tree["progress"].items():
             setattr(self.progress, name, value)
         self.trained.load_state_dict(tree["trained"])
-        self.optimizer.load_state_dict(tree["optimizer"])
+        inner = self.optimizer.optimizer
+        self.optimizer.load_state_dict(sharded.cut_optimizer(tree["optimizer"], inner, self.parts))
         if self.average is not None:
             self.average.updates = tree["average"].pop("n")
-            self.average.state = {k: v.to(self.device) for k, v in tree["average"].items()}
+            state = sharded.cut(tree["average"], self.parts)
+            self.average.state = {k: v.to(self.device) for k, v in state.items()}
         self.restored = tree.get("sampler")
         if self.accelerator.scaler is not None and tree["scaler"]:
             self.accelerator.scaler.load_state_dict(tree["scaler"])

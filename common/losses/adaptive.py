@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from common.losses.classify import CosineSoftmax
-from common.losses.cosine import class_cosines, unit_rows
+from common.losses.cosine import unit_rows
 from common.losses.cross_entropy import Counts
 from common.losses.margin import ArcFace
 from common.losses.processes import adapt, gathered, summed
-from common.losses.tiled import other_classes, over_classes, own_cosines
+from common.losses.tiled import other_classes
 
 _LARGEST_SCALE = 256.0  # on rows that lie on one point AdaCos would rise for ever
 
@@ -93,7 +93,7 @@ class AdaCos(CosineSoftmax):
     @torch.no_grad()
     def _adapt(self, unit: Tensor, labels: Tensor) -> None:
         scale = cast(float, self.dynamic_scale)
-        found = class_cosines(unit, self.weight, labels, k=self.k, scale=scale)
+        found = self._cosines(unit, labels, scale)
         rows, labels = gathered(torch.stack([found.own, found.others], 1), labels)
         labelled = labels >= 0
         angles = torch.where(labelled, rows[:, 0].clamp(-1, 1).acos(), torch.nan)
@@ -163,17 +163,17 @@ class CurricularFace(ArcFace):
 
     def _logits(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         unit = unit_rows(embeddings)
-        near = own_cosines(unit, self.weight, labels, k=self.k)
+        near = self._own(unit, labels)
         if self.training:
             self._adapt(near, labels)
         easy = self._target(near, labels.clamp_min(0))[:, None]
         progress, scale = self.progress.to(unit.dtype, copy=True), self.scale
 
-        def part(cosine: Tensor, mine: Tensor) -> tuple[Tensor, Tensor]:
+        def part(cosine: Tensor, mine: Tensor, easy: Tensor) -> tuple[Tensor, Tensor]:
             risen = torch.where(cosine > easy, cosine * (progress + cosine), cosine)
             return other_classes(scale * risen, mine)
 
-        found = over_classes(unit, self.weight, labels, part, k=self.k)
+        found = self._over(unit, labels, part, easy)
         self._record(found.cosines(), labels)
         own = self.scale * self._target(found.own, labels.clamp_min(0))
         return own, found.logs, found.sums
@@ -251,9 +251,7 @@ class AdaFace(ArcFace):
         if self.training:
             self._adapt(length, labels)
         quality = (length - self.length_mean) / (self.length_std + 1e-3) * self.concentration
-        found = class_cosines(
-            unit_rows(embeddings), self.weight, labels, k=self.k, scale=self.scale
-        )
+        found = self._cosines(unit_rows(embeddings), labels, self.scale)
         self._record(found, labels)
         margin = self._margin(labels.clamp_min(0), length.dtype)
         reversed_ = margin * quality.clamp(-1, 1)

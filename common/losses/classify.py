@@ -21,6 +21,7 @@ from common.losses.cross_entropy import (
     weights_by_count,
 )
 from common.losses.processes import gathered
+from common.losses.tiled import Among, OverClasses, Part, over_classes, own_cosines
 
 
 class _Head(nn.Module):
@@ -188,6 +189,7 @@ class CosineSoftmax(_Head):
         wins = torch.zeros(num_classes, k, dtype=torch.int64) if k > 1 else None
         self.register_buffer("wins", wins)
         self._last: tuple[ClassCosines, Tensor] | None = None
+        self.among: Among | None = None  # which classes the softmax is over, if not all
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Scalar loss of (B, D) embeddings of any scale and (B,) int64 labels, -1 ignored.
@@ -203,7 +205,7 @@ class CosineSoftmax(_Head):
         gap = others - own
         hard = torch.logaddexp(gap, torch.zeros_like(gap))
         # The margin is on the label's logit only: smoothing gives the others plain cosines.
-        mean = (rest + own) / self.num_classes
+        mean = (rest + own) / (self.num_classes if self.among is None else self.among.count)
         return mean_loss(
             hard,
             hard + own - mean,
@@ -219,10 +221,25 @@ class CosineSoftmax(_Head):
 
     def _scaled(self, unit: Tensor, labels: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
         """`_logits` of unit rows: cosines times the scale, with `_target` for the own class."""
-        found = class_cosines(unit, self.weight, labels, k=self.k, scale=scale)
+        found = self._cosines(unit, labels, scale)
         self._record(found, labels)
         own = scale * self._target(found.own, labels.clamp_min(0))
         return own, found.others, scale * (found.total - found.own)
+
+    def _cosines(self, unit: Tensor, labels: Tensor, scale: float) -> ClassCosines:
+        """`class_cosines` of unit rows, to the classes that the softmax is over."""
+        call = class_cosines if self.among is None else self.among.class_cosines
+        return call(unit, self.weight, labels, k=self.k, scale=scale)
+
+    def _over(self, unit: Tensor, labels: Tensor, part: Part, *rows: Tensor) -> OverClasses:
+        """`over_classes` of unit rows, over the classes that the softmax is over."""
+        call = over_classes if self.among is None else self.among.over_classes
+        return call(unit, self.weight, labels, part, *rows, k=self.k)
+
+    def _own(self, unit: Tensor, labels: Tensor) -> Tensor:
+        """`own_cosines` of unit rows."""
+        call = own_cosines if self.among is None else self.among.own_cosines
+        return call(unit, self.weight, labels, k=self.k)
 
     def _target(self, cosine: Tensor, labels: Tensor) -> Tensor:
         """(B,) what replaces the cosine to the own class, before scaling."""
@@ -232,7 +249,7 @@ class CosineSoftmax(_Head):
     def centers(self) -> Tensor:
         """(C, K, D) unit centres, detached, in float32 at least: a tensor of the weight's size."""
         weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
-        return unit_rows(weight).view(self.num_classes, self.k, self.embedding_dim)
+        return unit_rows(weight).view(-1, self.k, self.embedding_dim)
 
     @torch.no_grad()
     def _record(self, found: ClassCosines, labels: Tensor) -> None:

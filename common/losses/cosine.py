@@ -72,7 +72,7 @@ class _ClassCosines(torch.autograd.Function):
             chosen = torch.zeros_like(labels)
             for start, stop in kept.tiles():
                 block, winner = kept.fill(start, stop)
-                place, inside = _locate(labels, start, stop)
+                place, inside = locate(labels, start, stop)
                 here = block.gather(0, place)
                 own = torch.where(inside, here, own)[0]
                 if k > 1:
@@ -99,7 +99,7 @@ class _ClassCosines(torch.autograd.Function):
         with torch.autocast(unit.device.type, enabled=False):
             slope = d_others * ctx.scale
             for start, stop in kept.tiles():
-                place, inside = _locate(labels, start, stop)
+                place, inside = locate(labels, start, stop)
                 grad = torch.mul(
                     kept.cosine[start:stop], ctx.scale, out=kept.buffer[: stop - start]
                 )
@@ -199,7 +199,7 @@ class Cosines:
         return self.weight[start * self.k : stop * self.k].to(self.unit.dtype)
 
 
-def _locate(labels: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+def locate(labels: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
     """(1, B) row of each label in the tile, and whether it lies in the tile at all."""
     labels = labels[None]
     return (labels - start).clamp(0, stop - start - 1), (labels >= start) & (labels < stop)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common.losses.classify import CosineSoftmax
-from common.losses.cosine import class_cosines, unit_rows
+from common.losses.cosine import unit_rows
 from common.losses.cross_entropy import Counts, mean_loss
 from common.losses.tiled import other_classes, over_classes
 
@@ -121,7 +121,7 @@ class ProxyNCA(CosineSoftmax):
             ValueError: embeddings or labels of another shape or type, a label outside [-1, C).
         """
         unit = unit_rows(self._inputs(embeddings, labels))
-        found = class_cosines(unit, self.weight, labels, k=1, scale=self.scale)
+        found = self._cosines(unit, labels, self.scale)
         self._record(found, labels)
         loss = torch.where(found.others > -torch.inf, found.others - self.scale * found.own, 0)
         return mean_loss(
@@ -194,7 +194,7 @@ class ClassCircle(CosineSoftmax):
             urgency = (cosine.detach() + margin).relu()
             return other_classes(scale * urgency * (cosine - margin), mine)
 
-        found = over_classes(unit_rows(embeddings), self.weight, labels, part, k=self.k)
+        found = self._over(unit_rows(embeddings), labels, part)
         self._record(found.cosines(), labels)
         urgency = (1 + margin - found.own.detach()).relu()
         return scale * urgency * (found.own - 1 + margin), found.logs, found.sums

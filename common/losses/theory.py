@@ -16,6 +16,7 @@ from common.losses.adaptive import AdaCos, AdaFace
 from common.losses.centers import ModifiedSoftmax
 from common.losses.classify import CosineSoftmax
 from common.losses.margin import ArcFace, CosFace
+from common.losses.partial_fc import PartialFC
 from common.losses.proxies import ClassCircle, ProxyAnchor, ProxyNCA
 
 
@@ -88,6 +89,7 @@ def warnings_for(head: nn.Module, *, probability: float = 0.9) -> list[str]:
         head: a head of `classify`, `margin` or `adaptive`.
         probability: see `suggest`.
     """
+    head = head.head if isinstance(head, PartialFC) else head
     other = ModifiedSoftmax | ClassCircle | ProxyAnchor | ProxyNCA
     if not isinstance(head, CosineSoftmax) or isinstance(head, other) or head.num_classes < 2:
         return []

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from common.losses.cosine import ClassCosines, Cosines, inverse_length
+from common.losses.cosine import ClassCosines, Cosines, inverse_length, locate
 
-# (B, n) cosines to some of the classes and where those are the own ones -> what they contribute:
-# numbers of which the logsumexp over all tiles is wanted, and numbers to be summed.
-Part = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# (B, n) cosines to some of the classes, where those are the own ones, and what else it needs of the
+# rows -> what the classes contribute: (B,) numbers of which the logsumexp over all tiles is wanted,
+# and numbers to be summed.
+Part = Callable[..., tuple[Tensor, Tensor]]
 
 
 class OverClasses(NamedTuple):
@@ -30,8 +31,27 @@ class OverClasses(NamedTuple):
         return ClassCosines(self.own, self.logs, self.sums, self.hardest, self.winner)
 
 
+class Among(Protocol):
+    """Some of the classes: the calls that a head makes, over these alone; see `PartialFC`."""
+
+    count: int
+
+    def class_cosines(
+        self, unit: Tensor, weight: Tensor, labels: Tensor, *, k: int, scale: float
+    ) -> ClassCosines:
+        """As `common.losses.cosine.class_cosines`."""
+
+    def over_classes(
+        self, unit: Tensor, weight: Tensor, labels: Tensor, part: Part, *rows: Tensor, k: int
+    ) -> OverClasses:
+        """As below."""
+
+    def own_cosines(self, unit: Tensor, weight: Tensor, labels: Tensor, *, k: int) -> Tensor:
+        """As below."""
+
+
 def over_classes(
-    unit: Tensor, weight: Tensor, labels: Tensor, part: Part, *, k: int = 1
+    unit: Tensor, weight: Tensor, labels: Tensor, part: Part, *rows: Tensor, k: int = 1
 ) -> OverClasses:
     """Sums over all classes of what `part` makes of their cosines; gradient to unit and weight.
 
@@ -43,11 +63,12 @@ def over_classes(
         unit: (B, D) unit or zero rows, float32 or float64; the computation runs in this type.
         weight: (C*K, D) centres of any length, the K rows of a class adjacent.
         labels: (B,) int64 in [0, C), or -1.
-        part: plain torch of the (B, n) cosines and the (B, n) bool mask of own classes; the same
-            whenever it is called, and without gradient to anything else.
+        part: plain torch of the (B, n) cosines, the (B, n) bool mask of own classes and `rows`, the
+            same whenever it is called, and without gradient to anything else.
+        rows: (B, ...) tensors that `part` needs.
         k: centres per class, at most 255.
     """
-    return OverClasses(*_OverClasses.apply(unit, weight, labels, part, k))
+    return OverClasses(*_OverClasses.apply(unit, weight, labels, part, k, *rows))
 
 
 def other_classes(logits: Tensor, mine: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,47 +91,50 @@ class _OverClasses(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, unit: Tensor, weight: Tensor, labels: Tensor, part: Part, k: int
+        ctx: Any, unit: Tensor, weight: Tensor, labels: Tensor, part: Part, k: int, *rows: Tensor
     ) -> tuple[Tensor, ...]:
         with torch.autocast(unit.device.type, enabled=False):
             kept = Cosines(unit, weight, k)
-            hardest = unit.new_full((len(unit),), -1.0)
-            logs, sums = [], []
+            own, hardest = unit.new_zeros(len(unit)), unit.new_full((len(unit),), -1.0)
+            chosen, logs, sums = torch.zeros_like(labels), [], []
             for start, stop in kept.tiles():
-                block, mine = kept.fill(start, stop)[0], _mine(labels, start, stop)
+                (block, winner), mine = kept.fill(start, stop), _mine(labels, start, stop)
+                place, inside = locate(labels, start, stop)
+                own = torch.where(inside, block.gather(0, place), own)[0]
+                if k > 1:
+                    chosen = torch.where(inside, winner.gather(0, place).long(), chosen)[0]
                 rest = kept.buffer[: stop - start].copy_(block).masked_fill_(mine, -1)
                 hardest = torch.maximum(hardest, rest.amax(0))
-                log, total = part(block.T, mine.T)
+                log, total = part(block.T, mine.T, *rows)
                 logs.append(log)
                 sums.append(total)
-            log = torch.stack(logs).logsumexp(0)
-        place = labels.clamp_min(0)[None]
-        own = torch.where(labels >= 0, kept.cosine.gather(0, place)[0], 0)
-        chosen = torch.zeros_like(labels)
-        if k > 1:
-            chosen = torch.where(labels >= 0, kept.winner.gather(0, place)[0].long(), 0)
-        ctx.part, ctx.k = part, k
-        ctx.save_for_backward(unit, weight, labels, *kept.saved(), log)
+            if logs:
+                log, total = torch.stack(logs).logsumexp(0), torch.stack(sums).sum(0)
+            else:
+                log, total = hardest - torch.inf, torch.zeros_like(hardest)
+        ctx.part, ctx.k, ctx.rows = part, k, len(rows)
+        ctx.save_for_backward(*rows, unit, weight, labels, *kept.saved(), log)
         ctx.mark_non_differentiable(hardest, chosen)
-        return own, log, torch.stack(sums).sum(0), hardest, chosen
+        return own, log, total, hardest, chosen
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         d_own, d_logs, d_sums = grads[:3]
-        unit, weight, labels, *saved, logs = ctx.saved_tensors
+        rows, saved = ctx.saved_tensors[: ctx.rows], ctx.saved_tensors[ctx.rows :]
+        unit, weight, labels, *saved, logs = saved
         kept = Cosines(unit, weight, ctx.k, *saved)
         with torch.autocast(unit.device.type, enabled=False):
             for start, stop in kept.tiles():
                 mine = _mine(labels, start, stop)
                 with torch.enable_grad():
                     leaf = kept.cosine[start:stop].T.detach().requires_grad_()
-                    log, total = ctx.part(leaf, mine.T)
+                    log, total = ctx.part(leaf, mine.T, *rows)
                 pairs = (log, d_logs * torch.exp(log.detach() - logs)), (total, d_sums)
                 made, given = zip(*[p for p in pairs if p[0].requires_grad], strict=True)
                 (grad,) = torch.autograd.grad(made, leaf, given)
                 kept.pull(start, stop, grad.T + mine * d_own)
-        return kept.d_unit, kept.d_weight, None, None, None
+        return kept.d_unit, kept.d_weight, *[None] * (3 + ctx.rows)
 
 
 def _mine(labels: Tensor, start: int, stop: int) -> Tensor:

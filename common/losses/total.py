@@ -26,6 +26,7 @@ from common.losses import (
     margin,
     memory,
     pair,
+    partial_fc,
     proxies,
     quadruplet,
     rank,
@@ -37,7 +38,7 @@ from common.steps import Step, bind, catalog
 
 _HEADS = (margin, classify, adaptive, centers, proxies, sigmoid)
 _TUPLES = (pair, quadruplet, tuples, rank, hyperbolic, magnet)
-KNOWN = catalog(*_HEADS, *_TUPLES, memory)
+KNOWN = catalog(*_HEADS, *_TUPLES, memory, partial_fc)
 
 
 Weight = float | Mapping[str, Any]
