@@ -79,7 +79,7 @@ class Join:
         if self.narrow is not None and not (self.settings.whiten or reads(used, "train")):
             vectors = [self.narrow(own) for own in vectors]
 
-        def value(weights: Sequence[float]) -> float:
+        def value(weights: Any) -> float:
             return measure(*self.answer(weights, True, slow=False, vectors=vectors))
 
         found, best = weigh.search_weights(
