@@ -163,7 +163,7 @@ class CurricularFace(ArcFace):
 
     def _logits(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         unit = unit_rows(embeddings)
-        near = self._own(unit, labels)
+        near = self._own_cosines(unit, labels)
         if self.training:
             self._adapt(near, labels)
         easy = self._target(near, labels.clamp_min(0))[:, None]

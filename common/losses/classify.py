@@ -236,7 +236,7 @@ class CosineSoftmax(_Head):
         call = over_classes if self.among is None else self.among.over_classes
         return call(unit, self.weight, labels, part, *rows, k=self.k)
 
-    def _own(self, unit: Tensor, labels: Tensor) -> Tensor:
+    def _own_cosines(self, unit: Tensor, labels: Tensor) -> Tensor:
         """`own_cosines` of unit rows."""
         call = own_cosines if self.among is None else self.among.own_cosines
         return call(unit, self.weight, labels, k=self.k)
