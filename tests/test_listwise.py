@@ -158,7 +158,7 @@ def test_trained_weights_are_kept_and_read_without_training(train, asked, tmp_pa
     with pytest.raises(FileNotFoundError, match="no weights at"):
         check_step({"name": "listwise", "weights": "nothing.safetensors"})  # before any long work
     model = ListwiseReranker.load(path)
-    assert model.settings == {"extra": 0, "width": 32, "layers": 2, "heads": 4}
+    assert model.settings == {"extra": 0, "width": 32, "layers": 2, "heads": 2}
     path.write_bytes(b"something else")
     with pytest.raises(ValueError, match="no such re-ranker"):
         ListwiseReranker.load(path)

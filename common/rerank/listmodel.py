@@ -46,7 +46,7 @@ class ListScorer(nn.Module):
         heads: of its attention.
     """
 
-    def __init__(self, extra: int = 0, *, width: int = 32, layers: int = 2, heads: int = 4) -> None:
+    def __init__(self, extra: int = 0, *, width: int = 32, layers: int = 2, heads: int = 2) -> None:
         super().__init__()
         self.inward = nn.Linear(FEATURES + extra, width)
         self.query = nn.Parameter(torch.randn(width) * 0.02)
@@ -156,7 +156,7 @@ def fit(
     device: torch.device | None = None,
     width: int = 32,
     layers: int = 2,
-    heads: int = 4,
+    heads: int = 2,
 ) -> tuple[ListwiseReranker, dict[str, float]]:
     """A re-ranker, and out-of-fold mAP of the order given and of its own.
 

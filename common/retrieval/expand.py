@@ -144,7 +144,7 @@ def attention_query_expansion(
     alpha: float = 3.0,
     epochs: int = 20,
     lr: float = 2e-3,
-    most: int = 5_000,
+    most: int = 2_000,
     seed: int = 0,
     device: torch.device | None = None,
     notes: Notes | None = None,

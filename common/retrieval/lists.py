@@ -21,6 +21,7 @@ from common.retrieval.search import search
 from common.types import Embeddings
 
 _CELLS = 2**24  # floats gathered at once
+_HIDDEN = -1e4  # added to the logits of padding: its weight is exactly 0
 
 
 @dataclass
@@ -175,9 +176,11 @@ class _Block(nn.Module):
         size, count, width = tokens.shape
         parts = self.inward(self.before(tokens)).view(size, count, 3, self.heads, -1)
         q, k, v = parts.permute(2, 0, 3, 1, 4)
-        bias = self.pull[:, None, None] * gram[:, None]
-        bias = bias.masked_fill(~real[:, None, None], -torch.inf)
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        # Written out: with a mask that has a gradient, torch's own attention is slower on a CPU.
+        logits = (q * q.shape[-1] ** -0.5) @ k.mT
+        logits = torch.addcmul(logits, self.pull[:, None, None], gram[:, None])
+        logits = logits.add_(torch.where(real, 0.0, _HIDDEN)[:, None, None])
+        seen = logits.softmax(3) @ v
         tokens = tokens + self.outward(seen.transpose(1, 2).reshape(size, count, width))
         changed: Tensor = tokens + self.narrow(F.gelu(self.wide(self.between(tokens))))
         return changed
