@@ -33,7 +33,6 @@ _DIMENSIONS = {
 PAIRED = ("loftr", "superglue")  # of two images at once
 FEATURES = (*_DIMENSIONS, *PAIRED)
 COUNTED = ("sift", "rootsift")  # made by OpenCV alone, the same points and counts for both
-_ROOTS = np.sqrt(np.arange(256, dtype=np.float32))
 _SMALLEST = 32  # pixels of the short side; below, the networks' feature maps are empty
 
 
@@ -61,14 +60,13 @@ class LocalFeatures:
         """Descriptors as `(N, D)` float32 unit rows; SIFT's counts by their roots if `root`."""
         if self.descriptors.dtype != np.uint8:
             return self.descriptors.astype(np.float32, copy=False)
-        if not root:
-            counts = self.descriptors.astype(np.float32)
-            norm = np.linalg.norm(counts, axis=1, keepdims=True)
-            return np.asarray(counts / np.maximum(norm, 1e-12))
-        # sqrt of L1-normalised counts has L2 norm 1; the table is sqrt of every possible count.
-        rows = _ROOTS[self.descriptors]
-        total = self.descriptors.sum(1, dtype=np.float32, keepdims=True)
-        return np.asarray(rows / np.sqrt(np.maximum(total, 1e-12)))
+        rows = self.descriptors.astype(np.float32)
+        # The square of the norm: of the counts, or (their sum) of their roots.
+        square = np.einsum("nd,nd->n", rows, rows) if not root else rows.sum(1)
+        if root:
+            np.sqrt(rows, out=rows)
+        rows /= np.sqrt(np.maximum(square, 1e-12))[:, None]
+        return rows
 
 
 def load(image: str | bytes | Path | np.ndarray, size: int | None) -> np.ndarray:

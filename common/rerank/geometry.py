@@ -173,7 +173,9 @@ def estimate(
             cv2.USAC_MAGSAC,
             settings.threshold,
             confidence=0.999,
-            maxIters=10000,
+            # Finds a quarter of inliers among the matches with confidence .999; 10000 cost a pair
+            # of two scenes four times as much and told pairs apart no better.
+            maxIters=2000,
         )
     except cv2.error:  # degenerate points, such as all on one spot
         return None, none

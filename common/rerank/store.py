@@ -22,7 +22,7 @@ from common.rerank.evidence import SHAPE, Evidence
 from common.rerank.features import LocalFeatures
 
 _ROOM = 1 << 20  # more images than any shard holds
-VERSION = 2  # raise it when features or matches of the same settings come out differently
+VERSION = 3  # raise it when features or matches of the same settings come out differently
 
 
 def settings_folder(root: Path, kind: str, settings: Mapping[str, Any]) -> Path:
