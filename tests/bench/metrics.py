@@ -68,7 +68,9 @@ def landmarks(queries, k, rounds, folder):
     draw = np.random.default_rng(0)
     names = np.array([f"{i:016x}" for i in draw.integers(0, 2**60, 200_000)])
     ids = [f"{i:016x}" for i in draw.permutation(queries)]
-    index = draw.integers(0, len(names), (queries, k))
+    # Distinct images of each query, as the array form expects them.
+    inside = draw.permuted(np.tile(np.arange(k), (queries, 1)), axis=1)
+    index = draw.integers(0, len(names) // k, (queries, 1)) * k + inside
     wanted = [row[draw.integers(0, k, 20)] for row in index]
     ranked = {i: names[row].tolist() for i, row in zip(ids, index, strict=True)}
     truth = {i: set(names[row].tolist()) for i, row in zip(ids, wanted, strict=True)}

@@ -126,8 +126,11 @@ def growth(gallery, queries, k, rounds):
             )
     for (rows_n, rows_q, rows_k), found in rows.items():
         peak = "?" if found[0][2] is None else f"{min(r[2] for r in found):.0f}"
-        wall = min(r[0] for r in found)
-        print(f"N {rows_n:7} Q {rows_q:5} k {rows_k:4}: {wall:7.3f} s, peak {peak:>4} MB")
+        wall, cpu = min(r[0] for r in found), min(r[1] for r in found)
+        print(
+            f"N {rows_n:7} Q {rows_q:5} k {rows_k:4}: {wall:7.3f} s, CPU {cpu:7.3f} s, "
+            f"peak {peak:>4} MB"
+        )
 
 
 def stored(queries, k, n, d):
