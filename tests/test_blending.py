@@ -102,6 +102,11 @@ def test_inputs_keep_their_values_and_results_their_type():
     same = Embeddings(gallery.ids, gallery.vectors.half().clone())
     again = neighborhood_blending(same, half, thresholds=[0.5, 0.5])
     assert torch.equal(again[0].vectors, found[0].vectors)
+    wide = Embeddings(half.ids, half.vectors.float())  # one set in two precisions is two sets
+    mixed = neighborhood_blending(wide, half, thresholds=[0.5])[0].vectors
+    once = neighborhood_blending(half, half, thresholds=[0.5])[0].vectors
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, once.float(), atol=2e-3, rtol=0)
 
 
 def test_groups_draw_together_and_zero_rows_stay_zero():

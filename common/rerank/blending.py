@@ -60,8 +60,11 @@ def neighborhood_blending(
         raise ValueError(NO_THRESHOLDS)
     if not own_weight >= 0:
         raise ValueError(f"inb: own_weight must be at least 0, got {own_weight}.")
-    one_set = np.array_equal(queries.ids, gallery.ids) and torch.equal(
-        queries.vectors, gallery.vectors
+    kinds = {(part.vectors.dtype, part.vectors.device) for part in (queries, gallery)}
+    one_set = (
+        len(kinds) == 1
+        and np.array_equal(queries.ids, gallery.ids)
+        and torch.equal(queries.vectors, gallery.vectors)
     )
     full = 0
     for threshold in thresholds:
@@ -76,7 +79,7 @@ def neighborhood_blending(
             stacklevel=2,
         )
     if one_set:
-        queries = Embeddings(queries.ids, gallery.vectors.to(queries.vectors), dict(queries.card))
+        queries = Embeddings(queries.ids, gallery.vectors, dict(queries.card))
     return queries, gallery
 
 

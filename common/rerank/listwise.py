@@ -44,9 +44,10 @@ def listwise(
     train images' own candidates, in at most a minute or two on a CPU; four models, each without a
     quarter of the labels, vote. If their order of labels they have not seen is not better than the
     one by cosine, the neighbors come back as they are, with a warning. The figures are in the
-    notes. Deterministic by seed. It reads the cosines of `queries` and `gallery`, so steps that
-    change these, but not `train`, make its training less like its task: put it behind a plain
-    `knn`. Neighbors beyond `top` stay behind.
+    notes. Deterministic by seed. It reads the cosines of `queries` and `gallery`, not the scores
+    of the neighbors: the steps before it only choose the candidates, and steps that change the
+    vectors, but not `train`, make its training less like its task. Put it behind a plain `knn` or
+    `superglobal`. Neighbors beyond `top` stay behind.
 
     Args:
         neighbors: `(Q, K)` rows of the gallery.
