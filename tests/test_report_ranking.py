@@ -108,7 +108,10 @@ def folder(tmp_path, scenes):
     notes.calibration |= {"cosine": DIAGRAM, EVIL: DIAGRAM}
     notes.importances |= {"plausible homography": {f"feature {i}": 1 / (i + 1) for i in range(20)}}
     notes.numbers |= {"pairs": 1234, EVIL: 0.5}
-    both = {"recognition": asdict(notes), "retrieval": asdict(Notes(numbers={"recall": 0.98}))}
+    both = {
+        "recognition": asdict(notes),
+        "retrieval": asdict(Notes(numbers={"recall": 0.98}, remarks=[f"an IVF index, {EVIL}"])),
+    }
     save_analysis(tmp_path, Analysis(notes=both))
     return tmp_path
 
@@ -120,7 +123,7 @@ def test_the_page_shows_all_of_the_notes(folder):
     for words in (
         "Ranking steps", "Recognition", "Retrieval", "Reliability", "ECE 0.123",
         "Plausible homography: importances", "The first 15 of 20 features", "feature 14",
-        "pairs 1,234", "recall 0.980", "Local matches", "✓ right", "✗ wrong", "q0 → g0",
+        "pairs 1,234", "recall 0.980", "an IVF index, ", "Local matches", "✓ right", "✗ wrong", "q0 → g0",
         '<script>alert("x")</script> → g1',
     ):  # fmt: skip
         assert words in page_.visible, words

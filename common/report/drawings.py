@@ -133,11 +133,12 @@ class Ranking:
     task: str
     drawings: list[Drawing]
     numbers: Json
+    remarks: list[str]
     matches: list[Json]
 
 
 def rankings(notes: Mapping[str, Json]) -> list[Ranking]:
-    """Reliability, importances, numbers and matches by task; tasks without any are left out."""
+    """Reliability, importances, numbers, remarks and matches by task that has any."""
     found = []
     for task, note in notes.items():
         shown = []
@@ -162,8 +163,9 @@ def rankings(notes: Mapping[str, Json]) -> list[Ranking]:
             )
         pictures = [match for match in note.get("matches") or () if match.get("picture")]
         numbers = note.get("numbers") or {}
-        if shown or pictures or numbers:
-            found.append(Ranking(task, shown, numbers, pictures))
+        remarks = list(note.get("remarks") or ())
+        if shown or pictures or numbers or remarks:
+            found.append(Ranking(task, shown, numbers, remarks, pictures))
     return found
 
 

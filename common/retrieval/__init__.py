@@ -1,1 +1,1 @@
-"""From embeddings to neighbors: search, expansion, whitening."""
+"""From embeddings to neighbors: search, indexes, expansion, transforms."""
