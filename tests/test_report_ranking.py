@@ -123,7 +123,8 @@ def test_the_page_shows_all_of_the_notes(folder):
     for words in (
         "Ranking steps", "Recognition", "Retrieval", "Reliability", "ECE 0.123",
         "Plausible homography: importances", "The first 15 of 20 features", "feature 14",
-        "pairs 1,234", "recall 0.980", "an IVF index, ", "Local matches", "✓ right", "✗ wrong", "q0 → g0",
+        "pairs 1,234", "recall 0.980", "an IVF index, ",
+        "Local matches", "✓ right", "✗ wrong", "q0 → g0",
         '<script>alert("x")</script> → g1',
     ):  # fmt: skip
         assert words in page_.visible, words
