@@ -123,14 +123,17 @@ class Cosines:
         weight: (C*K, D).
         k: centres per class.
         saved: nothing before the first `fill`; for `pull` what `saved` gave.
+        others: temporaries that the caller makes of a tile beside these; tiles are so much smaller.
     """
 
-    def __init__(self, unit: Tensor, weight: Tensor, k: int, *saved: Tensor) -> None:
+    def __init__(
+        self, unit: Tensor, weight: Tensor, k: int, *saved: Tensor, others: int = 0
+    ) -> None:
         self.unit, self.weight, self.k = unit, weight, k
         rows, dim, self.classes = *unit.shape, len(weight) // k
         # Centres are copied only to another type; otherwise the widest temporary has B columns.
         width = max(1, rows, 0 if weight.dtype == unit.dtype else dim)
-        self.step = min(self.classes, max(1, TILE // (k * width)))
+        self.step = min(self.classes, max(1, TILE // (1 + others) // (k * width)))
         # Fresh memory costs more than the arithmetic done in it, so all tiles share theirs.
         self.buffer = unit.new_empty(self.step, rows)
         self.parts = unit.new_empty(self.step, k, rows)

@@ -17,6 +17,9 @@ from common.losses.cosine import ClassCosines, Cosines, inverse_length, locate
 Part = Callable[..., tuple[Tensor, Tensor]]
 
 
+_TEMPORARIES = 7  # that a `Part` makes of a tile, about
+
+
 class OverClasses(NamedTuple):
     """What `over_classes` found."""
 
@@ -94,16 +97,18 @@ class _OverClasses(torch.autograd.Function):
         ctx: Any, unit: Tensor, weight: Tensor, labels: Tensor, part: Part, k: int, *rows: Tensor
     ) -> tuple[Tensor, ...]:
         with torch.autocast(unit.device.type, enabled=False):
-            kept = Cosines(unit, weight, k)
+            kept = Cosines(unit, weight, k, others=_TEMPORARIES)
             own, hardest = unit.new_zeros(len(unit)), unit.new_full((len(unit),), -1.0)
             chosen, logs, sums = torch.zeros_like(labels), [], []
             for start, stop in kept.tiles():
                 (block, winner), mine = kept.fill(start, stop), _mine(labels, start, stop)
                 place, inside = locate(labels, start, stop)
-                own = torch.where(inside, block.gather(0, place), own)[0]
+                here = block.gather(0, place)
+                own = torch.where(inside, here, own)[0]
                 if k > 1:
                     chosen = torch.where(inside, winner.gather(0, place).long(), chosen)[0]
-                rest = kept.buffer[: stop - start].copy_(block).masked_fill_(mine, -1)
+                rest = kept.buffer[: stop - start].copy_(block)
+                rest.scatter_(0, place, here.masked_fill(inside, -1))
                 hardest = torch.maximum(hardest, rest.amax(0))
                 log, total = part(block.T, mine.T, *rows)
                 logs.append(log)
@@ -123,7 +128,7 @@ class _OverClasses(torch.autograd.Function):
         d_own, d_logs, d_sums = grads[:3]
         rows, saved = ctx.saved_tensors[: ctx.rows], ctx.saved_tensors[ctx.rows :]
         unit, weight, labels, *saved, logs = saved
-        kept = Cosines(unit, weight, ctx.k, *saved)
+        kept = Cosines(unit, weight, ctx.k, *saved, others=_TEMPORARIES)
         with torch.autocast(unit.device.type, enabled=False):
             for start, stop in kept.tiles():
                 mine = _mine(labels, start, stop)
@@ -133,7 +138,10 @@ class _OverClasses(torch.autograd.Function):
                 pairs = (log, d_logs * torch.exp(log.detach() - logs)), (total, d_sums)
                 made, given = zip(*[p for p in pairs if p[0].requires_grad], strict=True)
                 (grad,) = torch.autograd.grad(made, leaf, given)
-                kept.pull(start, stop, grad.T + mine * d_own)
+                place, inside = locate(labels, start, stop)
+                pull = kept.buffer[: stop - start].copy_(grad.T)
+                pull.scatter_add_(0, place, torch.where(inside, d_own, 0))
+                kept.pull(start, stop, pull)
         return kept.d_unit, kept.d_weight, *[None] * (3 + ctx.rows)
 
 
