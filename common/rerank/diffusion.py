@@ -104,8 +104,8 @@ def offline_diffusion(
     images that are near some query are solved for. The authors' values: size 1000 on 5,000 images
     and 5000 on 105,000, 20 iterations.
 
-    Time N^2 D for the graph and min(N, Q kq) size kd `iterations` for the solutions; memory
-    min(N, Q kq) size.
+    Time N^2 D for the graph and min(N, Q kq) size kd `iterations` for the solutions (float64 on the
+    CPU, 64 at once); memory N kd and min(N, Q kq) size.
 
     Args:
         queries: `(Q, D)` unit rows.

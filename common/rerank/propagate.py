@@ -35,9 +35,9 @@ def gnn_rerank(
 
     Worth a try wherever k-reciprocal is: about the same gain for less work per image.
 
-    Time N^2 D for the lists, N k1 k2^layers at most for the layers, Q N D + Q (N k1 k2^layers) / N
-    per shared entry for the result; memory as the layers: it is less the more neighbor lists agree.
-    The sparse part runs on the CPU, the products on `device`.
+    Time N^2 D for the lists, N k2 E for the layers and Q N D + N E for the result, where a row of A
+    has E entries: at most k1 (2 k2)^layers, far fewer where neighbors agree. Memory N E. The sparse
+    part runs on the CPU, the products on `device`.
 
     Args:
         queries: `(Q, D)` unit rows.
