@@ -4,6 +4,8 @@ centers = head.centers()
 dominant = dominant_centers(centers, count_wins(centers, vectors, labels))
 keep = clean(dominant, vectors, labels)  # then train again on these rows, with k=1
 
+`python -m common.pipeline.clean RUN TRAIN.csv` does it for a run folder.
+
 Deng et al., ECCV 2020, section 3.3. Noise gathers in the lesser sub-centres; what is far from the
 dominant one is wrongly labelled or useless.
 """

@@ -38,6 +38,7 @@ class DataConfig:
     root: str | None = None
     extended: str | None = None
     non_landmark: str | None = None
+    keep: str | None = None
     fold: int = 0
     folds: int = 8
     unseen: float = 0.1

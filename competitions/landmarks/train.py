@@ -26,6 +26,7 @@ from common.engine.settings import Stage, this_device
 from common.entry import entry, say
 from common.losses.total import Total
 from common.pipeline import training
+from common.pipeline.clean import kept_rows
 from common.types import Table
 
 from .config import COMMANDS, Config, criterion_of
@@ -42,17 +43,21 @@ def main(arguments: list[str]) -> Path:
     held = Held.of(data, config)
     for stage in config.train.stages:
         data.rows(stage.data)  # a subset that is not there: said now, not when its stage begins
+    kept = kept_rows(config.data.keep, data.train.ids)
     same_run(config, folder, sections=("seed", "data", "model", "loss", "train"))
     with distributed.processes():
-        return train(config, data, held, folder)
+        return train(config, data, held, folder, kept)
 
 
-def train(config: Config, data: Landmarks, held: Held | None, folder: Path) -> Path:
+def train(
+    config: Config, data: Landmarks, held: Held | None, folder: Path, kept: np.ndarray
+) -> Path:
     """Fit model and loss to the images that are not held out."""
     run = start_run(config, folder, data, "train")
     say(f"{data.describe()}\n{held.describe() if held else 'trains on everything'}")
 
     def rows(given: np.ndarray) -> np.ndarray:
+        given = given[kept[given]]
         return given if held is None else held.trainable(given, data.train.labels[given])
 
     def criterion(embedding_dim: int) -> Total:
