@@ -29,8 +29,8 @@ def explore_exploit(queries, gallery, k, degree, threshold, hidden=None):
                 if image not in found and image != banned:
                     found[image] = -negative
                     fresh.append(lists[image])
-                heap = [e for e in heap if e[1] not in found and e[1] != banned]
-                heapq.heapify(heap)
+                while heap and (heap[0][1] in found or heap[0][1] == banned):
+                    heapq.heappop(heap)  # the peek must be at an image that is still to be found
                 exploit = bool(heap) and -heap[0][0] > threshold
             if not heap and not fresh:
                 break
