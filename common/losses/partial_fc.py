@@ -38,17 +38,19 @@ class PartialFC(nn.Module):
 
     In training the set is drawn anew for each batch: all classes in it, filled up with random ones
     to `rate` of all (a batch with more classes than that keeps them all). Loss and gradient are
-    those of the head over this set alone; what a step costs and the memory beside weight and
-    optimiser falls with the rate. The gradient is sparse, so an optimiser of `common.engine.optim`
-    leaves the other centres and their moments as they are: no decay, no momentum. In eval mode and
-    in `centers` all classes count. For 100,000 classes and more, where the head costs more than the
-    network, or for noisy labels, which meet their true class as a negative less often.
+    those of the head over this set alone, and time falls with the rate. So does memory: beside the
+    weight a copy of the drawn centres, their gradient, and what the head holds for so many classes.
+    The gradient is sparse, so an optimiser of `common.engine.optim` leaves the other centres and
+    their moments as they are: no decay, no momentum. In eval mode and in `centers` all classes
+    count. For 100,000 classes and more, where the head costs more than the network, or for noisy
+    labels, which meet their true class as a negative less often.
 
     Several processes (torchrun) share the head: each holds C // world classes and the first
     C % world one more, embeddings are gathered, and the softmax is over the classes of all, so
     every process must call it together, and eval mode too. The gradient of a shard is divided by
-    the number of processes, as DDP does with what they share. The drawn set is the same for any
-    number of processes, and a whole state dict loads into any of them.
+    the number of processes, as DDP does with what they share. Every process first makes the whole
+    weight on the CPU, and the drawn sets are the same for any number of them; a whole state dict
+    loads into any number too.
 
     Args:
         embedding_dim: D, offered by the pipeline.
