@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from common.data.grouping import cluster_classes, read_categories
 from common.engine import distributed
+from common.losses.clusters import cluster_index, nearest_impostors
 from common.types import Embeddings, Table
 
 IMAGES = 4  # of each class that are embedded: the mean of more hardly moves, and costs a pass
@@ -62,6 +63,23 @@ class Grouping:
         labels = self.table.labels
         return np.where(labels >= 0, groups[labels.clip(0)], 0)
 
+    def looks(self, k: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """`(N,)` cluster of each row inside its class, -1 for label -1, and those near to each.
+
+        For `magnet_clusters`: all labelled images are embedded.
+
+        Args:
+            k: clusters per class.
+            count: clusters of other classes to list for each, nearest first; -1 pads.
+        """
+        labels = torch.from_numpy(self.table.labels)
+        rows = torch.nonzero(labels >= 0)[:, 0]
+        vectors = self.embed(self.table.take(rows.numpy())).vectors
+        known, of = labels[rows], torch.full_like(labels, -1)
+        of[rows] = clusters = _first_process_has(cluster_index(vectors, known, k, seed=self.seed))
+        near = _first_process_has(nearest_impostors(vectors, known, clusters, count))
+        return of.numpy(), near.numpy()
+
     def _embedded(self) -> tuple[np.ndarray, np.ndarray]:
         """Vectors and labels of the first images of each class."""
         labels = self.table.labels
@@ -86,10 +104,13 @@ class Grouping:
         """`(C,)` cluster of each class, found by the first process."""
         found = np.zeros(len(self.classes), np.int64)
         found[labels] = cluster_classes(vectors, labels, number, self.seed)
-        if not distributed.joined():
-            return found
-        shared = torch.from_numpy(found)
-        if dist.get_backend() == "nccl":
-            shared = shared.cuda()
-        dist.broadcast(shared, 0)
-        return shared.cpu().numpy()
+        return _first_process_has(torch.from_numpy(found)).numpy()
+
+
+def _first_process_has(found: torch.Tensor) -> torch.Tensor:
+    """What the first process found, of one shape on all, on the CPU of every process."""
+    if not distributed.joined():
+        return found
+    shared = found.cuda() if dist.get_backend() == "nccl" else found.clone()
+    dist.broadcast(shared, 0)
+    return shared.cpu()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from common.data import augment, samplers, samplers_grouped
+from common.data import augment, samplers, samplers_grouped, samplers_magnet
 from common.data.dataset import ImageDataset, loader
 from common.engine import distributed
 from common.engine.extract import ViewConfig, embed_table
@@ -26,7 +26,7 @@ from common.steps import bind, catalog
 from common.track import Run
 from common.types import Embeddings, Table, encode_strings
 
-SAMPLERS = catalog(samplers, samplers_grouped)
+SAMPLERS = catalog(samplers, samplers_grouped, samplers_magnet)
 
 Images = Callable[[Stage, augment.Augment], tuple[Table, ImageDataset]]
 
