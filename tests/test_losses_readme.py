@@ -1,5 +1,6 @@
-"""The README of the losses names every loss, miner and sampler that YAML can name."""
+"""The README of the losses names every loss, miner and sampler of YAML, and tests that exist."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -15,3 +16,10 @@ TEXT = (Path(miners.__file__).parent / "README.md").read_text()
 @pytest.mark.parametrize("name", [*KNOWN, *catalog(miners), *SAMPLERS])
 def test_it_is_named(name):
     assert f"`{name}`" in TEXT
+
+
+def test_the_tests_that_guard_against_peers_defects_exist():
+    guards = re.findall(r"`(test_\w+\.py)::(\w+)`", TEXT)
+    assert len(guards) > 10
+    for file, name in guards:
+        assert f"def {name}(" in (Path(__file__).parent / file).read_text(), (file, name)
