@@ -76,6 +76,18 @@ def test_kept_for_backward_is_one_block_and_its_winners():
     ]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_large_pages_hold_the_same_gradient(dtype, monkeypatch):
+    x, labels = batch()
+    head = SubCenterArcFace(4, 5).to(dtype)
+    head(x, labels).backward()
+    expected, head.weight.grad = head.weight.grad, None
+    monkeypatch.setattr(cosine, "LARGE", 0)
+    head(x, labels).backward()
+    assert torch.equal(head.weight.grad, expected)
+    assert head.weight.grad.data_ptr() % 64 == 0
+
+
 def extremes(head):
     """(embeddings, labels) of hard cases for a head of 4 dimensions and 3 classes, by name."""
     w, labels = head.weight.detach()[:: head.k], torch.arange(3)
