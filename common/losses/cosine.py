@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 TILE = 1 << 22  # elements of the largest of the temporaries: 16 MiB in float32
-LARGE = 1 << 25  # bytes of a gradient from which large pages are worth it
+LARGE = 1 << 25  # bytes of a tensor from which large pages are worth it
 _SMALLEST = 1e-12  # a row without a larger entry has no direction: cosine 0, gradient 0
 
 
@@ -146,7 +146,7 @@ class Cosines:
                 unit.new_empty(len(weight)),
             )
         else:
-            self.d_unit, self.d_weight = torch.zeros_like(unit), _empty_like(weight)
+            self.d_unit, self.d_weight = torch.zeros_like(unit), fresh(weight, len(weight))
         self.cosine, self.winner, self.inverse = saved  # the last is 1 / length of each centre
 
     def saved(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -205,17 +205,18 @@ class Cosines:
         return self.weight[start * self.k : stop * self.k].to(self.unit.dtype)
 
 
-def _empty_like(weight: Tensor) -> Tensor:
-    """Fresh memory for the gradient.
+def fresh(weight: Tensor, rows: int) -> Tensor:
+    """Memory for so many rows like those of the weight, with anything in it.
 
     numpy asks the kernel for large pages, torch does not: half a gigabyte in small ones costs as
     much time as a product of the head.
     """
-    if weight.device.type != "cpu" or weight.nbytes < LARGE:
-        return torch.empty_like(weight)
-    raw = np.empty(weight.nbytes + 64, np.uint8)
+    shape, size = (rows, *weight.shape[1:]), rows * weight[:1].nbytes
+    if weight.device.type != "cpu" or size < LARGE:
+        return weight.new_empty(shape)
+    raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64  # as torch aligns
-    return torch.from_numpy(raw)[start : start + weight.nbytes].view(weight.dtype).view_as(weight)
+    return torch.from_numpy(raw)[start : start + size].view(weight.dtype).view(shape)
 
 
 def locate(labels: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:

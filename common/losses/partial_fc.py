@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from common.losses import adaptive, classify, margin, proxies
 from common.losses.classify import CosineSoftmax
-from common.losses.cosine import ClassCosines, class_cosines
+from common.losses.cosine import ClassCosines, class_cosines, fresh
 from common.losses.cross_entropy import Counts, check_labels
 from common.losses.processes import gathered, joined, summed
 from common.losses.tiled import OverClasses, Part, over_classes, own_cosines
@@ -269,7 +269,7 @@ class _Take(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, rows: Tensor) -> Tensor:
         ctx.save_for_backward(rows)
         ctx.shape = weight.shape
-        return weight.index_select(0, rows)
+        return torch.index_select(weight, 0, rows, out=fresh(weight, len(rows)))
 
     @staticmethod
     @once_differentiable
