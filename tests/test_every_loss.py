@@ -31,6 +31,7 @@ OPTIONS = {
     "circle": [{"scale": 256.0, "margin": 0.25, "reduction": "batch"}],
     "cross_batch_memory": [{"size": 6, "start": 0}, {"size": 6, "start": 0, "loss": "nce"}],
     "momentum_queue": [{"size": 6}, {"size": 6, "loss": "triplet"}],
+    "partial_fc": [{"rate": 0.5, "head": {"name": "curricularface"}}],
 }
 EVERY = [(name, options) for name in KNOWN for options in [{}, *OPTIONS.get(name, [])]]
 IDS = [f"{name}-{number}" for number, (name, _) in enumerate(EVERY)]
