@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from common.rerank import (
     blending,
+    centers,
     concat,
     decide,
     diffusion,
@@ -33,6 +34,7 @@ STEPS = catalog(
     expand,
     whiten,
     labels,
+    centers,
     discriminative,
     decide,
     local,
@@ -49,5 +51,14 @@ STEPS = catalog(
     unknown,
 )
 # For Python: they do not map an entry of the state.
-for _call in ("search", "whitening", "projected", "learned_whitening", "powered", "decide"):
+for _call in (
+    "search",
+    "whitening",
+    "projected",
+    "learned_whitening",
+    "powered",
+    "decide",
+    "class_cosines",
+    "trimmed_centers",
+):
     del STEPS[_call]

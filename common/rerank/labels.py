@@ -7,6 +7,8 @@ see `decide`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from common.rerank.voting import BUDGET, check_rows, group, row_range, stack, voters
@@ -104,22 +106,36 @@ def logit_mix(
     if not 0 <= weight <= 1:
         raise ValueError(f"logit_mix: weight must be in [0, 1], got {weight}.")
     check_rows(neighbors.index, len(centers), "logit_mix", "centers")
-    device = neighbors.index.device
-    flat, subs = centers.flatten(0, 1).to(device).float(), centers.shape[1]
     low, _ = row_range(neighbors)
     parts = []
-    block = max(1, BUDGET // max(len(flat), 1))
-    for start in range(0, len(neighbors), block):
-        rows = slice(start, start + block)
-        vectors = queries.vectors[rows].to(device).float()
-        logits = (vectors @ flat.T).view(len(vectors), -1, subs).amax(2)
-        best = logits.topk(min(top, len(centers)), dim=1).indices
+    for rows, logits, best in class_cosines(queries, centers, top, neighbors.index.device):
         # A class with a vote that the head names too is here twice: its vote is the higher one.
-        votes = torch.cat([neighbors.score[rows], low[rows, None].expand_as(best)], 1)
-        index = torch.cat([neighbors.index[rows], best], 1)
+        votes = torch.cat([neighbors.score[rows], low[rows, None].expand_as(best.score)], 1)
+        index = torch.cat([neighbors.index[rows], best.index], 1)
         head = logits.gather(1, index.clamp(min=0))
         parts.append(group(index, (1 - weight) * votes + weight * head, reduce="max"))
     return stack(parts, neighbors)
+
+
+def class_cosines(
+    queries: Embeddings, centers: torch.Tensor, top: int, device: torch.device | None = None
+) -> Iterator[tuple[slice, torch.Tensor, Neighbors]]:
+    """Rows, their cosines to all classes `(B, C)`, and their `top` best classes, in blocks.
+
+    A class counts by its best sub-centre; one whose centres are all zero is unknown to the head:
+    its cosine is 0, and it is not among the best.
+    """
+    place = queries.vectors.device if device is None else device
+    flat, subs = centers.flatten(0, 1).to(place).float(), centers.shape[1]
+    absent = ~centers.to(place).flatten(1).any(1)
+    block = max(1, BUDGET // max(len(flat), 1))
+    for start in range(0, len(queries), block):
+        rows = slice(start, start + block)
+        vectors = queries.vectors[rows].to(place).float()
+        logits = (vectors @ flat.T).view(len(vectors), -1, subs).amax(2)
+        score, index = logits.masked_fill(absent, -torch.inf).topk(min(top, len(centers)), dim=1)
+        index = index.masked_fill(score == -torch.inf, -1)
+        yield rows, logits, Neighbors(index, score).sorted()
 
 
 def _class_cosine(

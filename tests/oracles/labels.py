@@ -85,3 +85,36 @@ def sort_insert(index, query_predictions, gallery_predictions, own, threshold):
                     added.append((-other_sure, i))
         out.append((positive + [i for _, i in sorted(added)] + rest)[: len(row)])
     return out
+
+
+def trimmed_center(images, keep, cosine, rounds, fewest):
+    """Unit mean of the images of one class without outliers; 3rd place of Humpback 2019."""
+
+    def unit_mean(members):
+        mean = np.mean(members, axis=0)
+        return mean / max(float(np.linalg.norm(mean)), 1e-12)
+
+    members = list(images)
+    for _ in range(rounds):
+        if len(members) < fewest:
+            break
+        center = unit_mean(members)
+        near = [float(np.dot(one, center)) for one in members]
+        passing = [one for one, value in zip(members, near, strict=True) if value > cosine]
+        least = max(int(len(members) * keep + 1e-9), 1)
+        if len(passing) >= least:
+            members = passing
+        else:
+            best = sorted(range(len(members)), key=lambda i: (-near[i], i))[:least]
+            members = [members[i] for i in sorted(best)]
+    return unit_mean(members)
+
+
+def nearest_classes(query, centers, k):
+    """`[(class, cosine), ...]` by the best sub-centre of classes that have one, best first."""
+    scored = [
+        (max(float(np.dot(query, sub)) for sub in subs), c)
+        for c, subs in enumerate(centers)
+        if np.any(subs)
+    ]
+    return [(c, s) for s, c in sorted(scored, key=lambda pair: (-pair[0], pair[1]))[:k]]
