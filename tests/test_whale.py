@@ -18,7 +18,7 @@ from common.config import ConfigError, keys, load
 from common.data.tables import DataError
 from common.submission import check as check_file
 from common.types import Neighbors, Table
-from competitions.whale.config import BASE, Config, check
+from competitions.whale.config import BASE, Config, check, criterion_of
 from competitions.whale.data import DataConfig, read
 from competitions.whale.ranking import Held, average_precision
 from competitions.whale.twins import doubled, joined_centers, twin_names
@@ -132,6 +132,7 @@ def test_a_copied_folder_works_under_its_own_name(root, tmp_path):
     [
         (["twins=true"], "set view.join_flip=true"),
         (["view.join_flip=true", "view.flip=false"], "set view.flip=true"),
+        (["twin_mask=some"], "choose none, softmax, all"),
         (["unknown.by=luck"], "choose validation, share, quantile, threshold"),
         (["data.fold=-1"], "needs held-out images"),
         (["ranking=[{name: vote}]"], "vote needs neighbors"),
@@ -224,6 +225,18 @@ def test_twins_double_known_rows_and_keep_unknown_ones_unknown():
     assert mirror.tolist() == [False, False, True, True]
     assert len(set(both.ids)) == 4
     assert len(set(twin_names(np.array(["x", "y"])))) == 4
+
+
+@pytest.mark.parametrize(
+    ("whose", "wanted"), [("none", [0, 0]), ("softmax", [3, 0]), ("all", [3, 3])]
+)
+def test_twin_mask_says_whose_loss_leaves_the_mirrored_class_out(whose, wanted):
+    loss = "loss=[{name: arcface}, {name: ohem_sigmoid}, {name: triplet}]"
+    settings = load(Config, BASE, ["twins=true", f"twin_mask={whose}", loss])
+    criterion = criterion_of(settings, 4, 6)
+    assert [term.twins for term in criterion.terms[:2]] == wanted
+    settings.twins = False
+    assert criterion_of(settings, 4, 6).terms[0].twins == 0
 
 
 def test_a_joined_centre_has_the_mean_of_both_cosines():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from common.losses.classify import CosineSoftmax
-from common.losses.cosine import class_cosines, unit_rows
+from common.losses.cosine import unit_rows
 from common.losses.cross_entropy import Counts, check_labels
 from common.losses.processes import gathered
 from common.losses.schedule import numbers
@@ -137,7 +137,7 @@ class ModifiedSoftmax(CosineSoftmax):
         # Rows of at most length 1 and one scale for all: the same logits, and cosines in [-1, 1].
         longest = torch.cat([length.detach(), length.new_ones(1)]).amax()
         scale = cast(float, longest)  # reading it would wait for the device
-        found = class_cosines(embeddings / longest, self.weight, labels, k=self.k, scale=scale)
+        found = self._cosines(embeddings / longest, labels, scale)
         shrunk = (length / longest).clamp_min(torch.finfo(length.dtype).tiny)
         hardest = (found.hardest / shrunk).clamp_min(-1)
         self._record(found._replace(own=found.own / shrunk, hardest=hardest), labels)

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from common.losses.cosine import ClassCosines, class_cosines, unit_rows
+from common.losses.cosine import ClassCosines, class_cosines, twin_of, unit_rows
 from common.losses.cross_entropy import (
     Counts,
     check_labels,
@@ -134,6 +134,30 @@ class LinearSoftmax(_Head):
             )
 
 
+def leave_out_twins(term: nn.Module) -> None:
+    """Take the mirrored class out of each row's loss, where the classes are C plain + C mirrored.
+
+    Pudae, Humpback 2019, third place, sets that logit to 0 and so takes its gradient; here the
+    class is not in the softmax (or among the sigmoids) of the row at all. Losses of pairs have no
+    logit and stay.
+
+    Raises:
+        ValueError: a head that cannot, or an odd number of classes.
+    """
+    head: nn.Module = getattr(term, "head", term)  # of partial_fc
+    if not hasattr(head, "num_classes"):
+        return
+    if not hasattr(head, "twins"):
+        raise ValueError(
+            f"{type(head).__name__} cannot leave the mirrored class out: take a cosine head or "
+            "ohem_sigmoid, or set twin_mask=none."
+        )
+    classes, odd = divmod(int(head.num_classes), 2)  # type: ignore[arg-type]
+    if odd or not classes:
+        raise ValueError(f"{head.num_classes} classes are not plain and mirrored ones.")
+    head.twins = classes  # type: ignore[assignment]
+
+
 class CosineSoftmax(_Head):
     """Softmax over scaled cosines to learnt class centres, no margin; base of the margin heads.
 
@@ -190,6 +214,7 @@ class CosineSoftmax(_Head):
         self.register_buffer("wins", wins)
         self._last: tuple[ClassCosines, Tensor] | None = None
         self.among: Among | None = None  # which classes the softmax is over, if not all
+        self.twins = 0  # see `leave_out_twins`
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Scalar loss of (B, D) embeddings of any scale and (B,) int64 labels, -1 ignored.
@@ -205,7 +230,7 @@ class CosineSoftmax(_Head):
         gap = others - own
         hard = torch.logaddexp(gap, torch.zeros_like(gap))
         # The margin is on the label's logit only: smoothing gives the others plain cosines.
-        mean = (rest + own) / (self.num_classes if self.among is None else self.among.count)
+        mean = (rest + own) / self._compared(labels)
         return mean_loss(
             hard,
             hard + own - mean,
@@ -229,12 +254,24 @@ class CosineSoftmax(_Head):
     def _cosines(self, unit: Tensor, labels: Tensor, scale: float) -> ClassCosines:
         """`class_cosines` of unit rows, to the classes that the softmax is over."""
         call = class_cosines if self.among is None else self.among.class_cosines
-        return call(unit, self.weight, labels, k=self.k, scale=scale)
+        out = self._left_out(labels)
+        return call(unit, self.weight, labels, k=self.k, scale=scale, left_out=out)
 
     def _over(self, unit: Tensor, labels: Tensor, part: Part, *rows: Tensor) -> OverClasses:
         """`over_classes` of unit rows, over the classes that the softmax is over."""
         call = over_classes if self.among is None else self.among.over_classes
-        return call(unit, self.weight, labels, part, *rows, k=self.k)
+        out = self._left_out(labels)
+        return call(unit, self.weight, labels, part, *rows, k=self.k, left_out=out)
+
+    def _left_out(self, labels: Tensor) -> Tensor | None:
+        return twin_of(labels, self.twins) if self.twins else None
+
+    def _compared(self, labels: Tensor) -> Tensor | int:
+        """How many classes the softmax of a row is over: (B,), or one number for all rows."""
+        if self.twins and self.among is not None:
+            return self.among.counts(twin_of(labels, self.twins))
+        count = self.num_classes if self.among is None else self.among.count
+        return count - 1 if self.twins else count
 
     def _own_cosines(self, unit: Tensor, labels: Tensor) -> Tensor:
         """`own_cosines` of unit rows."""

@@ -24,13 +24,19 @@ class ClassCosines(NamedTuple):
 
     own: Tensor  # cosine to the nearest centre of the row's class; 0 where the label is -1
     others: Tensor  # logsumexp of scale * cosine over all other classes; -inf without any
-    total: Tensor  # sum of the cosines over all classes
+    total: Tensor  # sum of the cosines over all classes but one left out
     hardest: Tensor  # largest cosine among the other classes, -1 without any; no gradient
     winner: Tensor  # int64, which centre of the own class is nearest, 0 for -1; no gradient
 
 
 def class_cosines(
-    unit: Tensor, weight: Tensor, labels: Tensor, *, k: int, scale: float
+    unit: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    k: int,
+    scale: float,
+    left_out: Tensor | None = None,
 ) -> ClassCosines:
     """Cosines of the rows to their own class and the others, differentiable in unit and weight.
 
@@ -44,9 +50,11 @@ def class_cosines(
         labels: (B,) int64 in [0, C), or -1 for a row whose class is not here: `others` is then all.
         k: centres per class, at most 255.
         scale: factor on the cosines inside the logsumexp.
+        left_out: (B,) int64, a class that does not exist for the row: it has no part in any field
+            and gets no gradient; -1 is none. None: all classes count for all rows.
     """
     # Backward runs under whatever autocast its caller has, so both passes switch it off themselves.
-    return ClassCosines(*_ClassCosines.apply(unit, weight, labels, k, scale))
+    return ClassCosines(*_ClassCosines.apply(unit, weight, labels, k, scale, left_out))
 
 
 def unit_rows(rows: Tensor) -> Tensor:
@@ -65,7 +73,13 @@ class _ClassCosines(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, unit: Tensor, weight: Tensor, labels: Tensor, k: int, scale: float
+        ctx: Any,
+        unit: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        k: int,
+        scale: float,
+        left_out: Tensor | None,
     ) -> tuple[Tensor, ...]:
         with torch.autocast(unit.device.type, enabled=False):
             kept = Cosines(unit, weight, k)
@@ -81,12 +95,14 @@ class _ClassCosines(torch.autograd.Function):
                     chosen = torch.where(inside, winner.gather(0, place).long(), chosen)[0]
                 rest = kept.buffer[: stop - start].copy_(block)
                 rest.scatter_(0, place, here.masked_fill(inside, -torch.inf))
+                if left_out is not None:
+                    total -= _drop(rest, block, left_out, start, stop)
                 before, peak = peak, torch.maximum(peak, rest.amax(0))
                 mass *= torch.exp(scale * (before - peak))
                 mass += rest.sub_(peak).mul_(scale).exp_().sum(0)
                 total += block.sum(0)
             others = scale * peak + mass.log()
-        ctx.k, ctx.scale = k, scale
+        ctx.k, ctx.scale, ctx.left_out = k, scale, left_out
         ctx.save_for_backward(unit, weight, labels, *kept.saved(), others)
         ctx.mark_non_differentiable(peak, chosen)
         ctx.set_materialize_grads(False)  # `total` has no part in most losses
@@ -110,8 +126,19 @@ class _ClassCosines(torch.autograd.Function):
                 grad.scatter_(0, place, torch.where(inside, d_own, grad.gather(0, place)))
                 if grads[2] is not None:
                     grad.add_(grads[2])
+                if ctx.left_out is not None:
+                    place, inside = locate(ctx.left_out, start, stop)
+                    grad.scatter_(0, place, grad.gather(0, place).masked_fill_(inside, 0))
                 kept.pull(start, stop, grad)
-        return kept.d_unit, kept.d_weight, None, None, None
+        return kept.d_unit, kept.d_weight, None, None, None, None
+
+
+def _drop(rest: Tensor, block: Tensor, left_out: Tensor, start: int, stop: int) -> Tensor:
+    """(B,) cosines to the classes left out that lie in the tile, else 0; they become -inf there."""
+    place, inside = locate(left_out, start, stop)
+    there = rest.gather(0, place)
+    rest.scatter_(0, place, there.masked_fill(inside, -torch.inf))
+    return torch.where(inside, block.gather(0, place), 0)[0]
 
 
 class Cosines:
@@ -217,6 +244,17 @@ def fresh(weight: Tensor, rows: int) -> Tensor:
     raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64  # as torch aligns
     return torch.from_numpy(raw)[start : start + size].view(weight.dtype).view(shape)
+
+
+def twin_of(labels: Tensor, classes: int) -> Tensor:
+    """(B,) the class of the mirrored image: c + `classes` of c and back; -1 stays -1.
+
+    Args:
+        labels: (B,) int64 in [0, 2 * classes), or -1.
+        classes: individuals, half as many as there are classes.
+    """
+    moved = torch.where(labels < classes, labels + classes, labels - classes)
+    return torch.where(labels < 0, labels, moved)
 
 
 def locate(labels: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:

@@ -46,6 +46,7 @@ class ProxyAnchor(CosineSoftmax):
         if not 0 <= margin < 1:
             raise ValueError(f"margin must lie in [0, 1), got {margin}")
         self.margin = margin
+        del self.twins  # a proxy here meets rows, not rows proxies
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Scalar loss of (B, D) embeddings of any scale and (B,) int64 labels, -1 ignored.

@@ -29,9 +29,8 @@ class Shard:
         self.rank = dist.get_rank() if joined() else 0
         self.start, self.stop = self.bound(self.rank), self.bound(self.rank + 1)
         self.drawn: Tensor | None = None  # (n,) numbers within the shard, rising; None is all
-        self.places = torch.empty(
-            0, dtype=torch.int64
-        )  # of all processes' labels in `drawn`, or -1
+        self.places = torch.empty(0, dtype=torch.int64)  # of all labels in `drawn`, or -1
+        self.chosen: Tensor | None = None  # (C,) bool, the drawn classes of all processes
         self.rows = slice(0)  # of this process among them
 
     def bound(self, rank: int) -> int:
@@ -44,8 +43,7 @@ class Shard:
         everyone = gathered(labels, labels)[1]
         most = len(everyone) // self.world
         self.rows = slice(self.rank * most, self.rank * most + len(labels))
-        inside = (everyone >= self.start) & (everyone < self.stop)
-        self.places, self.drawn, self.count = everyone - self.start, None, self.num_classes
+        self.drawn, self.chosen, self.count = None, None, self.num_classes
         if rate < 1:
             device = labels.device
             chosen = torch.zeros(self.num_classes, dtype=torch.bool, device=device)
@@ -56,28 +54,73 @@ class Shard:
             order = torch.rand(self.num_classes, generator=generator, device=device)
             order[chosen] = torch.inf
             chosen[order.topk(self.count - present, largest=False).indices] = True
+            self.chosen = chosen
             self.drawn = chosen[self.start : self.stop].nonzero().flatten()
-            self.places = torch.searchsorted(self.drawn, self.places)
-        self.places = torch.where(inside, self.places, -1)
+        self.places = self._place(everyone)
+
+    def _place(self, classes: Tensor) -> Tensor:
+        """Numbers of classes among this process's drawn ones, -1 for others."""
+        inside = (classes >= self.start) & (classes < self.stop)
+        if self.chosen is not None:
+            inside &= self.chosen[classes.clamp_min(0)]
+        places = classes - self.start
+        if self.drawn is not None:
+            places = torch.searchsorted(self.drawn, places)
+        return torch.where(inside, places, -1)
 
     def class_cosines(
-        self, unit: Tensor, weight: Tensor, labels: Tensor, *, k: int, scale: float
+        self,
+        unit: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        *,
+        k: int,
+        scale: float,
+        left_out: Tensor | None = None,
     ) -> ClassCosines:
         """`class_cosines` to the drawn classes of all processes; `labels` are those drawn for."""
         found = class_cosines(
-            self._gather(unit), self._centers(weight, k), self.places, k=k, scale=scale
+            self._gather(unit),
+            self._centers(weight, k),
+            self.places,
+            k=k,
+            scale=scale,
+            left_out=self._everyones(left_out),
         )
         return ClassCosines(*self._join(found))
 
     def over_classes(
-        self, unit: Tensor, weight: Tensor, labels: Tensor, part: Part, *rows: Tensor, k: int
+        self,
+        unit: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        part: Part,
+        *rows: Tensor,
+        k: int,
+        left_out: Tensor | None = None,
     ) -> OverClasses:
         """`over_classes` over the drawn classes of all processes."""
-        all_rows = [self._gather(r.detach()) for r in rows]
         found = over_classes(
-            self._gather(unit), self._centers(weight, k), self.places, part, *all_rows, k=k
+            self._gather(unit),
+            self._centers(weight, k),
+            self.places,
+            part,
+            *[self._gather(r.detach()) for r in rows],
+            k=k,
+            left_out=self._everyones(left_out),
         )
         return OverClasses(*self._join(found))
+
+    def counts(self, left_out: Tensor) -> Tensor:
+        """(B,) drawn classes of all processes without the row's own `left_out`, if that is one."""
+        there = left_out >= 0
+        if self.chosen is not None:
+            there &= self.chosen[left_out.clamp_min(0)]
+        return self.count - there.long()
+
+    def _everyones(self, left_out: Tensor | None) -> Tensor | None:
+        """The places of what the rows of all processes leave out."""
+        return None if left_out is None else self._place(gathered(left_out, left_out)[1])
 
     def own_cosines(self, unit: Tensor, weight: Tensor, labels: Tensor, *, k: int) -> Tensor:
         """(B,) cosines to the nearest own centre, wherever it is; 0 for -1."""

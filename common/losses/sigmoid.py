@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from common.losses.classify import _Head
-from common.losses.cosine import unit_rows
+from common.losses.cosine import twin_of, unit_rows
 from common.losses.cross_entropy import check_labels
 
 
@@ -64,6 +64,7 @@ class OHEMSigmoid(_Head):
         if not 0 < scale < math.inf or hardest < 1:
             raise ValueError(f"need scale > 0 and hardest >= 1, got {scale} and {hardest}")
         self.scale, self.hardest = scale, hardest
+        self.twins = 0  # see `classify.leave_out_twins`
         self.bias = nn.Parameter(torch.zeros(num_classes))
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -77,9 +78,14 @@ class OHEMSigmoid(_Head):
         """
         check_labels(labels, len(embeddings), self.num_classes)
         unit = unit_rows(self._inputs(embeddings, labels.clamp_min(0)))
-        count = min(self.hardest, self.num_classes)
+        count = min(self.hardest, self.num_classes - bool(self.twins))
         own, others = _HardestLogits.apply(
-            self.scale * unit, self.weight, self.scale * self.bias, labels, count
+            self.scale * unit,
+            self.weight,
+            self.scale * self.bias,
+            labels,
+            twin_of(labels, self.twins) if self.twins else None,
+            count,
         )
         own = self._wrongness(-own).masked_fill(labels < 0, 0)[:, None]
         others = self._wrongness(others)
@@ -107,7 +113,13 @@ class _HardestLogits(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, count: int
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        labels: Tensor,
+        left_out: Tensor | None,
+        count: int,
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(rows.device.type, enabled=False):
             logits = torch.addmm(bias.to(rows.dtype), rows, weight.to(rows.dtype).T)
@@ -115,6 +127,10 @@ class _HardestLogits(torch.autograd.Function):
         own = logits.gather(1, place)
         low = torch.finfo(rows.dtype).min / 4
         logits.scatter_(1, place, torch.where(labels[:, None] >= 0, low, own))
+        if left_out is not None:
+            out = left_out.clamp_min(0)[:, None]
+            kept = torch.where(left_out[:, None] >= 0, low, logits.gather(1, out))
+            logits.scatter_(1, out, kept)
         others, places = logits.topk(count, 1)
         ctx.save_for_backward(rows, weight, bias, torch.cat([place, places], 1))
         return own[:, 0], others
@@ -127,4 +143,4 @@ class _HardestLogits(torch.autograd.Function):
         grad.scatter_add_(1, places, torch.cat([grads[0][:, None], grads[1]], 1))
         with torch.autocast(rows.device.type, enabled=False):
             d_rows, d_weight = grad @ weight.to(rows.dtype), grad.T @ rows
-        return d_rows, d_weight.to(weight.dtype), grad.sum(0).to(bias.dtype), None, None
+        return d_rows, d_weight.to(weight.dtype), grad.sum(0).to(bias.dtype), None, None, None

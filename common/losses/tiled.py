@@ -11,9 +11,9 @@ from torch.autograd.function import once_differentiable
 
 from common.losses.cosine import ClassCosines, Cosines, inverse_length, locate
 
-# (B, n) cosines to some of the classes, where those are the own ones, and what else it needs of the
-# rows -> what the classes contribute: (B,) numbers of which the logsumexp over all tiles is wanted,
-# and numbers to be summed.
+# (B, n) cosines to some of the classes, where those are the own ones or left out, and what else it
+# needs of the rows -> what the classes contribute: (B,) numbers of which the logsumexp over all
+# tiles is wanted, and numbers to be summed.
 Part = Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -40,21 +40,44 @@ class Among(Protocol):
     count: int
 
     def class_cosines(
-        self, unit: Tensor, weight: Tensor, labels: Tensor, *, k: int, scale: float
+        self,
+        unit: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        *,
+        k: int,
+        scale: float,
+        left_out: Tensor | None = None,
     ) -> ClassCosines:
         """As `common.losses.cosine.class_cosines`."""
 
     def over_classes(
-        self, unit: Tensor, weight: Tensor, labels: Tensor, part: Part, *rows: Tensor, k: int
+        self,
+        unit: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        part: Part,
+        *rows: Tensor,
+        k: int,
+        left_out: Tensor | None = None,
     ) -> OverClasses:
         """As below."""
 
     def own_cosines(self, unit: Tensor, weight: Tensor, labels: Tensor, *, k: int) -> Tensor:
         """As below."""
 
+    def counts(self, left_out: Tensor) -> Tensor:
+        """(B,) how many of these classes each row is compared with."""
+
 
 def over_classes(
-    unit: Tensor, weight: Tensor, labels: Tensor, part: Part, *rows: Tensor, k: int = 1
+    unit: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    part: Part,
+    *rows: Tensor,
+    k: int = 1,
+    left_out: Tensor | None = None,
 ) -> OverClasses:
     """Sums over all classes of what `part` makes of their cosines; gradient to unit and weight.
 
@@ -66,12 +89,15 @@ def over_classes(
         unit: (B, D) unit or zero rows, float32 or float64; the computation runs in this type.
         weight: (C*K, D) centres of any length, the K rows of a class adjacent.
         labels: (B,) int64 in [0, C), or -1.
-        part: plain torch of the (B, n) cosines, the (B, n) bool mask of own classes and `rows`, the
-            same whenever it is called, and without gradient to anything else.
+        part: plain torch of the (B, n) cosines, the (B, n) bool mask of own classes (and of those
+            left out) and `rows`, the same whenever it is called, and without gradient to anything
+            else.
         rows: (B, ...) tensors that `part` needs.
         k: centres per class, at most 255.
+        left_out: (B,) int64, a class that does not exist for the row, or -1; None: none for all.
+            The mask names it, so `part` must treat it as it does the own class: not at all.
     """
-    return OverClasses(*_OverClasses.apply(unit, weight, labels, part, k, *rows))
+    return OverClasses(*_OverClasses.apply(unit, weight, labels, left_out, part, k, *rows))
 
 
 def other_classes(logits: Tensor, mine: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,14 +120,22 @@ class _OverClasses(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, unit: Tensor, weight: Tensor, labels: Tensor, part: Part, k: int, *rows: Tensor
+        ctx: Any,
+        unit: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        left_out: Tensor | None,
+        part: Part,
+        k: int,
+        *rows: Tensor,
     ) -> tuple[Tensor, ...]:
         with torch.autocast(unit.device.type, enabled=False):
             kept = Cosines(unit, weight, k, others=_TEMPORARIES)
             own, hardest = unit.new_zeros(len(unit)), unit.new_full((len(unit),), -1.0)
             chosen, logs, sums = torch.zeros_like(labels), [], []
             for start, stop in kept.tiles():
-                (block, winner), mine = kept.fill(start, stop), _mine(labels, start, stop)
+                block, winner = kept.fill(start, stop)
+                mine = _skipped(labels, left_out, start, stop)
                 place, inside = locate(labels, start, stop)
                 here = block.gather(0, place)
                 own = torch.where(inside, here, own)[0]
@@ -109,6 +143,9 @@ class _OverClasses(torch.autograd.Function):
                     chosen = torch.where(inside, winner.gather(0, place).long(), chosen)[0]
                 rest = kept.buffer[: stop - start].copy_(block)
                 rest.scatter_(0, place, here.masked_fill(inside, -1))
+                if left_out is not None:
+                    place, inside = locate(left_out, start, stop)
+                    rest.scatter_(0, place, rest.gather(0, place).masked_fill_(inside, -1))
                 hardest = torch.maximum(hardest, rest.amax(0))
                 log, total = part(block.T, mine.T, *rows)
                 logs.append(log)
@@ -117,7 +154,7 @@ class _OverClasses(torch.autograd.Function):
                 log, total = torch.stack(logs).logsumexp(0), torch.stack(sums).sum(0)
             else:
                 log, total = hardest - torch.inf, torch.zeros_like(hardest)
-        ctx.part, ctx.k, ctx.rows = part, k, len(rows)
+        ctx.part, ctx.k, ctx.rows, ctx.left_out = part, k, len(rows), left_out
         ctx.save_for_backward(*rows, unit, weight, labels, *kept.saved(), log)
         ctx.mark_non_differentiable(hardest, chosen)
         return own, log, total, hardest, chosen
@@ -131,7 +168,7 @@ class _OverClasses(torch.autograd.Function):
         kept = Cosines(unit, weight, ctx.k, *saved, others=_TEMPORARIES)
         with torch.autocast(unit.device.type, enabled=False):
             for start, stop in kept.tiles():
-                mine = _mine(labels, start, stop)
+                mine = _skipped(labels, ctx.left_out, start, stop)
                 with torch.enable_grad():
                     leaf = kept.cosine[start:stop].T.detach().requires_grad_()
                     log, total = ctx.part(leaf, mine.T, *rows)
@@ -142,9 +179,11 @@ class _OverClasses(torch.autograd.Function):
                 pull = kept.buffer[: stop - start].copy_(grad.T)
                 pull.scatter_add_(0, place, torch.where(inside, d_own, 0))
                 kept.pull(start, stop, pull)
-        return kept.d_unit, kept.d_weight, *[None] * (3 + ctx.rows)
+        return kept.d_unit, kept.d_weight, *[None] * (4 + ctx.rows)
 
 
-def _mine(labels: Tensor, start: int, stop: int) -> Tensor:
-    """(n, B) bool, whether a class of the tile is the row's own."""
-    return torch.arange(start, stop, device=labels.device)[:, None] == labels
+def _skipped(labels: Tensor, left_out: Tensor | None, start: int, stop: int) -> Tensor:
+    """(n, B) bool, whether a class of the tile is the row's own, or left out for it."""
+    classes = torch.arange(start, stop, device=labels.device)[:, None]
+    mine = classes == labels
+    return mine if left_out is None else mine | (classes == left_out)

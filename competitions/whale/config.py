@@ -23,9 +23,11 @@ from common.steps import chain, help_text
 from common.track import TrackConfig
 
 from .data import DataConfig
+from .twins import mask_twins
 
 BASE = Path(__file__).with_name("config.yaml")
 RULES = ("validation", "share", "quantile", "threshold")
+MASKS = ("none", "softmax", "all")
 
 
 @dataclass
@@ -57,6 +59,7 @@ class Config:
     runs: list[str] = field(default_factory=list)
     seed: int = 0
     twins: bool = False
+    twin_mask: str = "softmax"
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: list[dict[str, Any]] = field(default_factory=list)
@@ -78,6 +81,8 @@ def check(settings: Config) -> Config:
             "twins=true makes an individual's mirror image a class of its own: set "
             "view.join_flip=true, or inference would average what training told apart."
         )
+    if settings.twin_mask not in MASKS:
+        raise ConfigError(f"twin_mask={settings.twin_mask!r}: choose {', '.join(MASKS)}.")
     if settings.view.join_flip and not settings.view.flip:
         raise ConfigError("view.join_flip=true joins the mirrored view: set view.flip=true.")
     if settings.unknown.by not in RULES:
@@ -99,7 +104,10 @@ def criterion_of(
     """The criterion; without `counts` (of images per class) only for its centres."""
     known = torch.ones(num_classes) if counts is None else torch.from_numpy(counts)
     state = {"embedding_dim": embedding_dim, "num_classes": num_classes, "class_counts": known}
-    return total.build(settings.loss, state)
+    criterion = total.build(settings.loss, state)
+    if settings.twins:
+        mask_twins(criterion, settings.twin_mask)
+    return criterion
 
 
 def steps_help() -> str:
@@ -119,6 +127,6 @@ COMMANDS = Commands(
     "whale",
     check,
     steps_help,
-    trained=("twins",),
+    trained=("twins", "twin_mask"),
     shared=("unknown", "boxes", "box_margin", "unknown_share"),
 )

@@ -41,7 +41,9 @@ def main(arguments: list[str]) -> Path:
     folder = Path(str(config.out))
     data = read(config.data)
     held = Held.of(data, config)
-    same_run(config, folder, sections=("seed", "twins", "data", "model", "loss", "train"))
+    same_run(
+        config, folder, sections=("seed", "twins", "twin_mask", "data", "model", "loss", "train")
+    )
     with distributed.processes():
         return train(config, data, held, folder)
 

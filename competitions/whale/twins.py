@@ -2,7 +2,8 @@
 
 A fluke mirrored is a fluke that no whale has. So training has 2 C classes, class c + C of the
 mirrored images of c, and inference compares plain with plain and mirrored with mirrored views
-(`view.join_flip`), which averages the two halves again.
+(`view.join_flip`), which averages the two halves again. Whether an image and its mirrored twin have
+to be told apart is another matter: `twin_mask` leaves that logit out.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from common.losses.classify import leave_out_twins
+from common.losses.sigmoid import OHEMSigmoid
+from common.losses.total import Total
 from common.types import Table
 
 MIRRORED = "~mirrored"
@@ -29,6 +33,17 @@ def doubled(table: Table, classes: int) -> tuple[Table, np.ndarray]:
 def twin_names(classes: np.ndarray) -> np.ndarray:
     """`(2 C,)` names of the doubled classes."""
     return np.concatenate([classes, np.char.add(classes, MIRRORED)])
+
+
+def mask_twins(criterion: Total, whose: str) -> None:
+    """Take an image's mirrored class out of its loss: of `softmax` heads, of `all`, or of `none`.
+
+    Raises:
+        ValueError: a head that cannot.
+    """
+    for term in criterion.terms:
+        if whose == "all" or (whose == "softmax" and not isinstance(term, OHEMSigmoid)):
+            leave_out_twins(term)
 
 
 def joined_centers(centers: torch.Tensor) -> torch.Tensor:

@@ -36,15 +36,16 @@ def margin_loss(
     label_smoothing: float = 0.0,
     focal_gamma: float = 0.0,
     class_weights: Sequence[float] | None = None,
+    twins: int = 0,
 ) -> Tensor:
-    """Weighted mean loss of the labelled rows."""
+    """Weighted mean loss of the labelled rows; `twins`: a row's mirrored class does not exist."""
     classes = len(weight) // k
     losses, weights = [], []
     for row, label in zip(embeddings, labels, strict=True):
         if label == -1:
             continue
-        logits = []
-        for c in range(classes):
+        logits, there = [], [c for c in range(classes) if not twins or c != twin(label, twins)]
+        for c in there:
             cosine = class_cosine(row, weight[c * k : (c + 1) * k])
             if c == label:
                 cosine = with_margin(kind, cosine, margins[label])
@@ -52,12 +53,17 @@ def margin_loss(
         p = torch.stack([z.exp() for z in logits])
         p = p / p.sum()
         loss = torch.zeros((), dtype=weight.dtype)
-        for c in range(classes):
-            target = label_smoothing / classes + (1 - label_smoothing) * (c == label)
-            loss = loss - target * p[c].log()
-        losses.append((1 - p[label]) ** focal_gamma * loss)
+        for place, c in enumerate(there):
+            target = label_smoothing / len(there) + (1 - label_smoothing) * (c == label)
+            loss = loss - target * p[place].log()
+        losses.append((1 - p[there.index(label)]) ** focal_gamma * loss)
         weights.append(1.0 if class_weights is None else class_weights[label])
     return sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
+
+
+def twin(label: int, twins: int) -> int:
+    """The mirrored class."""
+    return label + twins if label < twins else label - twins
 
 
 def minmax_power(counts: Sequence[int], a: float, b: float, lam: float) -> list[float]:
