@@ -28,12 +28,24 @@ class Table:
         labels: `(N,)` int64 class index, -1 for none or unknown.
         boxes: `(N, 4)` x0, y0, x1, y1 in pixels of the file, the part of each image to look at; a
             row of zeros means all of it. None: all of every image.
+        titles: `(N,)` text of each row, any array or list of str, kept as numpy's StringDType: no
+            row is as wide as the longest. None: rows without text.
+
+    Raises:
+        ValueError: titles that are no text, such as the NaN that pandas reads for an empty one.
     """
 
     ids: np.ndarray
     paths: np.ndarray
     labels: np.ndarray
     boxes: np.ndarray | None = None
+    titles: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.titles is not None:
+            self.titles = _text(self.titles)
+            if len(self.titles) != len(self.ids):
+                raise ValueError(f"{len(self.ids)} ids, but {len(self.titles)} titles.")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -41,7 +53,8 @@ class Table:
     def take(self, rows: np.ndarray | slice) -> Table:
         """The rows of a boolean mask, an index array, or a slice (which copies nothing)."""
         boxes = None if self.boxes is None else self.boxes[rows]
-        return Table(self.ids[rows], self.paths[rows], self.labels[rows], boxes)
+        titles = None if self.titles is None else self.titles[rows]
+        return Table(self.ids[rows], self.paths[rows], self.labels[rows], boxes, titles)
 
     @staticmethod
     def concatenate(tables: list[Table]) -> Table:
@@ -49,16 +62,39 @@ class Table:
         boxes = None
         if any(table.boxes is not None for table in tables):
             boxes = np.concatenate([_boxes(table) for table in tables])
+        titles = [table.titles for table in tables if table.titles is not None]
+        if titles and len(titles) < len(tables):
+            raise ValueError("Some of these tables have titles and some have none.")
         return Table(
             np.concatenate([table.ids for table in tables]),
             np.concatenate([table.paths for table in tables]),
             np.concatenate([table.labels for table in tables]),
             boxes,
+            np.concatenate(titles) if titles else None,
         )
 
 
 def _boxes(table: Table) -> np.ndarray:
     return np.zeros((len(table), 4)) if table.boxes is None else table.boxes
+
+
+def _text(titles: np.ndarray | list[str]) -> np.ndarray:
+    """Titles as `(N,)` StringDType; one that already is stays without a copy."""
+    try:
+        return np.asarray(titles, dtype=np.dtypes.StringDType(coerce=False))
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"A title holds {error.object[error.start : error.end]!r}, half of a character: read "
+            "the file with encoding_errors='replace'."
+        ) from None
+    except ValueError:
+        for row, title in enumerate(titles):
+            if not isinstance(title, str):
+                raise ValueError(
+                    f"Titles must be text, that of row {row} is {title!r}: read the csv with "
+                    "keep_default_na=False."
+                ) from None
+        raise
 
 
 def encode_strings(strings: np.ndarray) -> torch.Tensor:

@@ -83,3 +83,30 @@ def test_boxes_of_a_table_follow_its_rows():
     plain = Table(np.array(["c"]), np.array([b"c"]), np.array([0]))
     assert Table.concatenate([boxed, plain]).boxes.tolist()[2] == [0, 0, 0, 0]
     assert Table.concatenate([plain, plain]).boxes is None
+
+
+def listings(titles):
+    ids = np.array([f"{i}" for i in range(len(titles))])
+    return Table(ids, ids.astype("S"), np.zeros(len(titles), np.int64), titles=titles)
+
+
+def test_titles_of_a_table_follow_its_rows_whatever_is_in_them():
+    strange = ["a", "", "x" * 100_000, "日本 😀", "a\0b\0"]
+    table = listings(strange)
+    assert table.titles.nbytes == 16 * 5  # no row is as wide as the longest
+    assert table.take(np.array([3, 1])).titles.tolist() == ["日本 😀", ""]
+    assert table.take(slice(2)).titles.tolist() == ["a", ""]
+    assert Table.concatenate([table, table.take(slice(1))]).titles.tolist() == [*strange, "a"]
+    assert listings(np.array(["a", "bc"])).titles.tolist() == ["a", "bc"]
+
+
+def test_titles_that_are_no_text_are_errors():
+    with pytest.raises(ValueError, match="row 1 is nan.*keep_default_na"):
+        listings(np.array(["a", np.nan], object))
+    with pytest.raises(ValueError, match=r"'.udc80'.*encoding_errors"):
+        listings(["\udc80"])
+    with pytest.raises(ValueError, match="2 ids, but 1 titles"):
+        Table(np.array(["a", "b"]), np.array([b"a", b"b"]), np.array([0, 0]), titles=["a"])
+    plain = Table(np.array(["c"]), np.array([b"c"]), np.array([0]))
+    with pytest.raises(ValueError, match="some have none"):
+        Table.concatenate([listings(["a"]), plain])
