@@ -30,14 +30,16 @@ from common.losses import (
     proxies,
     quadruplet,
     rank,
+    siamese,
     sigmoid,
 )
 from common.losses import tuple as tuples
+from common.losses.pair_head import PairHead
 from common.losses.schedule import ramp_factor, read_ramp
 from common.steps import Step, bind, catalog
 
 _HEADS = (margin, classify, adaptive, centers, proxies, sigmoid)
-_TUPLES = (pair, quadruplet, tuples, rank, hyperbolic, magnet)
+_TUPLES = (pair, quadruplet, tuples, rank, hyperbolic, magnet, siamese)
 KNOWN = catalog(*_HEADS, *_TUPLES, memory, partial_fc)
 
 
@@ -122,6 +124,11 @@ class Total(nn.Module):
                 centers: torch.Tensor = cast(Any, term).centers()
                 return centers
         return None
+
+    def pair_head(self) -> PairHead | None:
+        """The comparison of two embeddings that the first term that has one has learned."""
+        heads = [cast(Any, t).pair_head() for t in self.terms if hasattr(t, "pair_head")]
+        return heads[0] if heads else None
 
 
 def check(terms: Sequence[Step]) -> None:
