@@ -11,7 +11,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from common.data import augment, samplers, samplers_grouped, samplers_magnet
+from common.data import (
+    augment,
+    samplers,
+    samplers_grouped,
+    samplers_magnet,
+    samplers_quadruplet,
+)
 from common.data.dataset import ImageDataset, loader
 from common.engine import distributed
 from common.engine.extract import ViewConfig, embed_table
@@ -26,7 +32,7 @@ from common.steps import bind, catalog
 from common.track import Run
 from common.types import Embeddings, Table, encode_strings
 
-SAMPLERS = catalog(samplers, samplers_grouped, samplers_magnet)
+SAMPLERS = catalog(samplers, samplers_grouped, samplers_magnet, samplers_quadruplet)
 
 Images = Callable[[Stage, augment.Augment], tuple[Table, ImageDataset]]
 
@@ -89,6 +95,7 @@ def train(
                 column=label_column,
                 embed=embed,
                 centers=heads.centers,
+                pair_head=heads.pair_head,
                 seed=config.seed,
             ),
             batch_size=config.train.batch_size,
