@@ -165,6 +165,13 @@ def test_ohem_sigmoid_equals_torch_over_all_classes():
     agree(head(x, labels), expected, x, head.weight, head.bias)
 
 
+@pytest.mark.parametrize(("hardest", "count"), [(0.01, 1), (0.4, 2), (0.41, 3), (4, 4), (30, 30)])
+def test_hardest_below_one_is_a_share_of_the_classes(hardest, count):
+    assert OHEMSigmoid(4, 5, hardest=hardest).hardest == count
+    with pytest.raises(ValueError, match="share below 1"):
+        OHEMSigmoid(4, 5, hardest=1.5)
+
+
 def test_an_unknown_is_pushed_from_all_its_nearest_classes():
     head = OHEMSigmoid(2, 3, hardest=2)
     head.weight.data = torch.tensor([[1.0, 0], [0.5, 0], [-1.0, 0]])

@@ -32,7 +32,8 @@ class OHEMSigmoid(_Head):
         embedding_dim: D.
         num_classes: C.
         scale: factor on the linear layer's output.
-        hardest: how many classes per row count, the own one among them; at most all.
+        hardest: how many classes per row count, the own one among them; at most all. Below 1 it is
+            a share of the classes, at least one.
         focal_gamma: terms weigh p^gamma, p the probability of the wrong answer (Lin et al. 2017,
             eq. 4); 0 is off.
         seed: of the first weight; None draws from torch's own generator.
@@ -46,7 +47,7 @@ class OHEMSigmoid(_Head):
         embedding_dim: int,
         num_classes: int,
         scale: float = 16.0,
-        hardest: int = 30,
+        hardest: float = 30,
         *,
         focal_gamma: float = 0.0,
         seed: int | None = None,
@@ -61,9 +62,12 @@ class OHEMSigmoid(_Head):
             class_weights=None,
             seed=seed,
         )
-        if not 0 < scale < math.inf or hardest < 1:
-            raise ValueError(f"need scale > 0 and hardest >= 1, got {scale} and {hardest}")
-        self.scale, self.hardest = scale, hardest
+        if not 0 < scale < math.inf or not 0 < hardest < math.inf:
+            raise ValueError(f"need scale > 0 and hardest > 0, got {scale} and {hardest}")
+        if hardest >= 1 and hardest != int(hardest):
+            raise ValueError(f"hardest is a whole number, or a share below 1, got {hardest}")
+        self.scale = scale
+        self.hardest = int(hardest) if hardest >= 1 else math.ceil(hardest * num_classes)
         self.twins = 0  # see `classify.leave_out_twins`
         self.bias = nn.Parameter(torch.zeros(num_classes))
 
