@@ -276,6 +276,7 @@ def test_a_training_that_broke_shows(name):
         (lambda d, y: miners.easy_triplets(d, y, margin=-0.1), "got -0.1"),
         (lambda d, y: miners.n_hard(d, y, positives=(0, 2)), "\\(0, 2\\)"),
         (lambda d, y: miners.n_hard(d, y, negatives=(3, 2)), "\\(3, 2\\)"),
+        (lambda d, y: miners.n_hard(d, y, positives=[1]), "two numbers .* got \\[1\\]"),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -266,6 +266,8 @@ def test_bad_input_is_said(make):
         (TripletLoss, {"margin": "soft", "active_only": True}, "neither ramp nor active_only"),
         (TripletLoss, {"margin": "soft", "ramp": {"start": 0.2}}, "neither ramp nor active_only"),
         (TripletLoss, {"miner": "hardest"}, "no step 'hardest'.*batch_hard"),
+        (TripletLoss, {"miner": {"name": "n_hard", "positives": [3, 1]}}, "ranks are two numbers"),
+        (TripletLoss, {"miner": {"name": "semi_hard_band", "margin": -1}}, "at least 0, got -1"),
         (TripletLoss, {"ramp": {"begin": 0.2}}, "ramp has no 'begin'"),
         (QuadrupletLoss, {"margin": 0.0}, "margin must be positive"),
         (QuadrupletLoss, {"second_margin": 2.0}, "at most 1.0"),

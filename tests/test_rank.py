@@ -9,9 +9,10 @@ from sklearn.metrics import average_precision_score
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
+from common.config import ConfigError
 from common.losses import rank
 from common.losses.rank import RecallAtKLoss, SmoothAPLoss
-from common.steps import catalog
+from common.steps import bind, catalog
 from tests.oracles import rank_losses as oracle
 from tests.oracles.pair_losses import HARD_CASES, agree, batch, learns_nothing, never_nan
 
@@ -120,3 +121,10 @@ def test_names_and_bad_arguments():
             RecallAtKLoss(**bad)
     with pytest.raises(ValueError, match="temperature must be positive"):
         SmoothAPLoss(0.0)
+
+
+@pytest.mark.parametrize("ks", ["abc", [1, 2.5], 4], ids=str)
+def test_ks_are_whole_numbers_in_yaml(ks):
+    with pytest.raises(ConfigError, match="recall_at_k.ks must be tuple"):
+        bind({"name": "recall_at_k", "ks": ks}, catalog(rank))
+    assert bind({"name": "recall_at_k", "ks": [1, 4]}, catalog(rank))().ks == [1, 4]

@@ -159,9 +159,9 @@ def n_hard(
     Rank 1 is the hardest: the farthest positive, the nearest negative; (2, 4) takes the second to
     the fourth, as many of them as there are. Leaving out the first ones helps with wrong labels.
     """
-    for first, last in (positives, negatives):
-        if not 1 <= first <= last:
-            raise ValueError(f"ranks go from 1 upwards, first and last; got ({first}, {last})")
+    for ends in (positives, negatives):
+        if len(ends) != 2 or not 1 <= ends[0] <= ends[1]:
+            raise ValueError(f"ranks are two numbers from 1 upwards, first and last; got {ends}")
     distances, near, far = _split(distances, labels, reference_labels, own)
     order = _hardest(-distances, near, positives[1])
     ranks = torch.arange(1, order.shape[1] + 1, device=near.device)

@@ -113,8 +113,8 @@ class TripletLoss(ReferenceLoss):
             so long at start.
 
     Raises:
-        ValueError: margin not positive, unknown miner or option, margin soft with a ramp or with
-            active_only.
+        ValueError: margin not positive, unknown miner or option, or one out of range, margin soft
+            with a ramp or with active_only.
     """
 
     margin_factor: Tensor
@@ -140,6 +140,9 @@ class TripletLoss(ReferenceLoss):
         self._mine = bind(
             {"name": miner} if isinstance(miner, str) else dict(miner), TRIPLETS, "miner"
         )
+        nothing = torch.zeros(0, dtype=torch.int64)
+        # Of no rows: a miner with settings that cannot be says so now, not at the first batch.
+        self._mine(distances=torch.zeros(0, 0), labels=nothing)
         self.margin, self.squared = margin, squared
         self.normalize, self.active_only, self.ramp = normalize, active_only, read_ramp(ramp)
         self.register_buffer("margin_factor", torch.tensor(self.ramp["start"]))

@@ -5,8 +5,6 @@ loss = SmoothAPLoss(temperature=0.01)(embeddings, labels)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -64,7 +62,7 @@ class RecallAtKLoss(ReferenceLoss):
     """
 
     def __init__(
-        self, ks: Sequence[int] = (1, 2, 4, 8, 16), temperature: float = 0.01, step: float = 1.0
+        self, ks: tuple[int, ...] = (1, 2, 4, 8, 16), temperature: float = 0.01, step: float = 1.0
     ) -> None:
         super().__init__()
         check_positive(temperature=temperature, step=step)
