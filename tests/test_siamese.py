@@ -18,6 +18,7 @@ D = 6
 
 def trained(dim=D, seed=0, hidden=5):
     """A head that is no cosine any more."""
+    torch.manual_seed(seed)
     head = PairHead(dim, hidden)
     generator = torch.Generator().manual_seed(seed)
     for parameter in head.parameters():

@@ -16,6 +16,7 @@ from common.data import (
     samplers,
     samplers_grouped,
     samplers_magnet,
+    samplers_pairs,
     samplers_quadruplet,
 )
 from common.data.dataset import ImageDataset, loader
@@ -32,7 +33,7 @@ from common.steps import bind, catalog
 from common.track import Run
 from common.types import Embeddings, Table, encode_strings
 
-SAMPLERS = catalog(samplers, samplers_grouped, samplers_magnet, samplers_quadruplet)
+SAMPLERS = catalog(samplers, samplers_grouped, samplers_magnet, samplers_pairs, samplers_quadruplet)
 
 Images = Callable[[Stage, augment.Augment], tuple[Table, ImageDataset]]
 
