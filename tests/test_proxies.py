@@ -214,7 +214,7 @@ def test_by_name():
         (lambda: ProxyAnchor(4, 5, scale=0.0), "scale must be positive"),
         (lambda: ProxyNCA(4, 5, class_weights="1/n"), "needs class_counts"),
         (lambda: ClassCircle(4, 5, margin=-0.1), "margin must lie"),
-        (lambda: OHEMSigmoid(4, 5, hardest=0), "hardest >= 1"),
+        (lambda: OHEMSigmoid(4, 5, hardest=0), "hardest > 0"),
         (lambda: OHEMSigmoid(4, 5, scale=math.inf), "scale > 0"),
         (lambda: OHEMSigmoid(4, 5)(torch.ones(2, 4), torch.tensor([0, -2])), "-2 to 0"),
         (lambda: OHEMSigmoid(4, 5)(torch.ones(2, 3), torch.tensor([0, -1])), r"\(B, 4\)"),
