@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -12,6 +13,14 @@ from common.losses import pair_head as pair_head_module
 from common.losses.pair_head import PairHead
 from common.losses.siamese import SiameseLoss
 from common.losses.total import build
+from common.pipeline import vectors
+from common.pipeline.vectors import Vectors
+from common.rerank import candidates
+from common.rerank.known import STEPS
+from common.rerank.pair_scores import PairScores, side_by_side
+from common.retrieval.search import search
+from common.steps import bind
+from common.types import Embeddings
 
 D = 6
 
@@ -194,3 +203,107 @@ def test_it_learns_what_no_cosine_can():
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         SiameseLoss(D, **options)
+
+
+# --- the ranking step, and what carries the head to it
+
+
+def scene(count=(5, 20), dim=D, seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    parts = [
+        Embeddings(
+            np.array([f"{name}{i:02d}" for i in range(n)]),
+            normalize(torch.randn(n, dim, generator=generator)),
+        )
+        for name, n in zip("qg", count, strict=True)
+    ]
+    return (*parts, search(*parts, 8))
+
+
+def ask(neighbors, queries, gallery, scores, **options):
+    step = bind({"name": "siamese", **options}, STEPS)
+    return step(
+        {"neighbors": neighbors, "queries": queries, "gallery": gallery, "pair_head": scores}
+    )
+
+
+@pytest.mark.parametrize("budget", [1 << 25, 1])
+def test_the_step_mixes_probability_and_score(monkeypatch, budget):
+    monkeypatch.setattr(candidates, "BUDGET", budget)
+    queries, gallery, neighbors = scene()
+    neighbors.index[2, 6:], neighbors.score[2, 6:] = -1, -torch.inf
+    queries.vectors[4] = 0  # could not be read
+    head = trained()
+    found = ask(neighbors, queries, gallery, PairScores([head], [1.0]), top=5, weight=0.7)
+    for q in range(5):
+        wanted = []
+        for g, before in zip(
+            neighbors.index[q, :5].tolist(), neighbors.score[q, :5].tolist(), strict=True
+        ):
+            logit = slow_logit(head, queries.vectors[q], gallery.vectors[g])
+            said = 0.0 if q == 4 else 1 / (1 + math.exp(-logit))
+            wanted.append((0.3 * before + 0.7 * said, g))
+        wanted.sort(key=lambda pair: (-pair[0], pair[1]))
+        assert found.score[q, :5].tolist() == pytest.approx([s for s, _ in wanted], abs=1e-5)
+        if q != 4:
+            assert found.index[q, :5].tolist() == [g for _, g in wanted]
+        assert found.index[q, 5:].tolist() == neighbors.index[q, 5:].tolist()
+        assert (found.score[q][found.index[q] >= 0].diff() <= 0).all()
+    alone = ask(neighbors, queries, gallery, PairScores([head], [1.0]), top=99, weight=1.0)
+    assert ((alone.score >= 0) & (alone.score <= 1))[alone.index >= 0].all()
+
+
+def test_the_step_says_what_it_cannot_do():
+    queries, gallery, neighbors = scene()
+    for scores, options, message in (
+        (None, {}, "learned no comparison of pairs"),
+        (PairScores([trained(4)], [1.0]), {}, "vectors of 4 numbers, these have 6 and 6"),
+        (PairScores([trained()], [1.0]), {"top": 0}, "top at least 1"),
+        (PairScores([trained()], [1.0]), {"weight": 0.0}, r"weight in \(0, 1\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ask(neighbors, queries, gallery, scores, **options)
+
+
+def test_runs_and_mirrored_views_side_by_side(tmp_path):
+    first, second = PairScores([trained(4, 1)], [1.0]), PairScores([trained(6, 2)], [1.0])
+    a, b = torch.randn(2, 5, 10)
+    joined = side_by_side([first.doubled(), second], [1.0, 3.0])
+    assert joined.dim == 14
+    both = (
+        torch.cat([a[:, :4], a[:, 1:5], a[:, 4:]], 1),
+        torch.cat([b[:, :4], b[:, 1:5], b[:, 4:]], 1),
+    )
+    plain, mirrored = (
+        first.heads[0](x, y) for x, y in ((a[:, :4], b[:, :4]), (a[:, 1:5], b[:, 1:5]))
+    )
+    other = second.heads[0](a[:, 4:], b[:, 4:])
+    wanted = (0.125 * plain + 0.125 * mirrored + 0.75 * other).sigmoid()
+    torch.testing.assert_close(joined.probability(*both), wanted.detach())
+    joined.save(tmp_path / "pair_head.safetensors")
+    again = PairScores.load(tmp_path / "pair_head.safetensors")
+    assert torch.equal(again.probability(*both), joined.probability(*both))
+    (tmp_path / "pair_head.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="delete it"):
+        PairScores.load(tmp_path / "pair_head.safetensors")
+
+
+def test_a_blend_has_the_heads_of_its_runs():
+    def run(dim, scores):
+        part = Embeddings(np.array(["a", "b", "c"]), normalize(torch.randn(3, dim)))
+        return Vectors(part, part, pair_head=scores)
+
+    first, second = run(4, PairScores([trained(4)], [1.0])), run(D, PairScores([trained()], [1.0]))
+    both = vectors.side_by_side([first, second], [0.5, 1.5])
+    assert both.pair_head.weights == [0.25, 0.75]
+    logit = both.pair_head.probability(both.train.vectors, both.test.vectors.flip(0)).logit()
+    parts = [
+        own.pair_head.heads[0](own.train.vectors, own.test.vectors.flip(0))
+        for own in (first, second)
+    ]
+    torch.testing.assert_close(
+        logit, (0.25 * parts[0] + 0.75 * parts[1]).detach(), rtol=1e-3, atol=1e-4
+    )
+    assert vectors.side_by_side([first, run(3, None)], [1.0, 1.0]).pair_head is None
+    assert vectors.side_by_side([first, second], [1.0, 1.0], whiten=2).pair_head is None
+    assert vectors.side_by_side([first, run(3, None)], [1.0, 0.0]).pair_head.dim == 4

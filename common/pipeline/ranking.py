@@ -13,6 +13,7 @@ import torch
 
 from common.notes import Notes
 from common.rerank.known import STEPS
+from common.rerank.pair_scores import PairScores
 from common.steps import Step, chain
 from common.types import Embeddings, Neighbors, Table
 
@@ -23,6 +24,7 @@ STATE = {
     "gallery_labels",
     "negatives",
     "centers",
+    "pair_head",
     "train",
     "train_labels",
     "train_paths",
@@ -64,6 +66,7 @@ def apply(
     *,
     cache: Path,
     device: torch.device,
+    pair_head: PairScores | None = None,
     notes: Notes | None = None,
 ) -> Neighbors:
     """What the steps make of a question, best first.
@@ -76,6 +79,7 @@ def apply(
         centers: `(C, K, D)` class centres of the head, or None.
         cache: folder for local features and matches.
         device: where networks run.
+        pair_head: the run's trained comparison of two vectors, or None.
         notes: filled with what the steps found out.
     """
     state: dict[str, Any] = {
@@ -84,6 +88,7 @@ def apply(
         "gallery_labels": question.gallery_labels,
         "negatives": question.negatives,
         "centers": centers,
+        "pair_head": pair_head,
         "train": train() if reads(steps, "train") else None,
         "train_labels": torch.from_numpy(table.labels),
         "train_paths": table.paths,

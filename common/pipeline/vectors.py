@@ -1,6 +1,7 @@
 """A run's embeddings of every table, made by its model or read from its folder, and class centres.
 
-Files: `embeddings/<table>.safetensors`, `embeddings/centers.safetensors` in the run folder.
+Files: `<table>.safetensors`, `centers.safetensors` and `pair_head.safetensors` in the run folder's
+`embeddings/`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from common.engine.extract import ViewConfig, extract
 from common.entry import say
 from common.losses.total import Total
 from common.models.embedder import Embedder, ModelConfig
+from common.rerank import pair_scores
+from common.rerank.pair_scores import PairScores
 from common.retrieval.whiten import Whitening
 from common.types import Embeddings, Table, decode_strings, encode_strings
 
@@ -37,6 +40,7 @@ class Vectors:
         negatives: of images known to be of no class.
         centers: `(C, K, D)` unit class centres, zeros for a class that training did not have; None
             without a head that has them.
+        pair_head: the trained comparison of two vectors; None without a loss that has one.
     """
 
     train: Embeddings
@@ -44,9 +48,10 @@ class Vectors:
     index: Embeddings | None = None
     negatives: Embeddings | None = None
     centers: torch.Tensor | None = None
+    pair_head: PairScores | None = None
 
     def mapped(self, change: Callable[[Embeddings], Embeddings]) -> Vectors:
-        """Every table's embeddings changed, without centres, which they no longer fit."""
+        """Every table's embeddings changed, without what no longer fits: centres, pair head."""
         return Vectors(
             change(self.train),
             change(self.test),
@@ -108,7 +113,13 @@ def embed(
         if distributed.rank() == 0:
             tree = {"centers": centers, "classes": encode_strings(classes[: len(centers)])}
             save_tree(folder / "embeddings" / "centers.safetensors", tree)
-    return Vectors(**vectors, centers=centers)
+    pairs, file = heads.pair_head(), folder / "embeddings" / "pair_head.safetensors"
+    compare = None if pairs is None else PairScores([pairs.cpu()], [1.0])
+    if compare is not None:
+        compare = compare.doubled() if view.flip and view.join_flip else compare
+        if distributed.rank() == 0:
+            compare.save(file)
+    return Vectors(**vectors, centers=centers, pair_head=compare)
 
 
 def load(folder: Path, tables: Mapping[str, Table | None], classes: np.ndarray) -> Vectors:
@@ -127,7 +138,9 @@ def load(folder: Path, tables: Mapping[str, Table | None], classes: np.ndarray) 
     if path.is_file():
         tree = load_tree(path)
         centers = align(tree["centers"], decode_strings(tree["classes"]), classes)
-    return Vectors(**vectors, centers=centers)
+    path = folder / "embeddings" / "pair_head.safetensors"
+    compare = PairScores.load(path) if path.is_file() else None
+    return Vectors(**vectors, centers=centers, pair_head=compare)
 
 
 def align(centers: torch.Tensor, known: np.ndarray, classes: np.ndarray) -> torch.Tensor:
@@ -150,7 +163,8 @@ def side_by_side(runs: Sequence[Vectors], weights: Sequence[float], *, whiten: i
         runs: with the same tables.
         weights: one per run; a run of weight 0 is left out.
         whiten: dimensions after PCA whitening learned on the table `train`; 0 leaves them as they
-            are. Centres are only kept without it, and when all runs have as many sub-centres.
+            are. Centres and pair heads are only kept without it, and when all runs have as many
+            sub-centres, or pair heads.
     """
     keep = [i for i, weight in enumerate(weights) if weight > 0]
     chosen, shares = [runs[i] for i in keep], [weights[i] for i in keep]
@@ -162,6 +176,9 @@ def side_by_side(runs: Sequence[Vectors], weights: Sequence[float], *, whiten: i
     tables: Any = {name: joined(name) for name in ("train", "test", "index", "negatives")}
     if whiten:
         return Vectors(**tables).mapped(Whitening(whiten).fit(tables["train"].vectors).transform)
+    heads = [run.pair_head for run in chosen if run.pair_head is not None]
+    if len(heads) == len(chosen):
+        tables["pair_head"] = pair_scores.side_by_side(heads, shares)
     parts = [run.centers for run in chosen]
     if any(p is None for p in parts) or len({p.shape[1] for p in parts if p is not None}) > 1:
         return Vectors(**tables)

@@ -174,6 +174,7 @@ def apply(
         vectors.centers,
         cache=cache,
         device=device,
+        pair_head=vectors.pair_head,
         notes=notes,
     )
 
