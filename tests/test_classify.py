@@ -143,7 +143,12 @@ def test_terms_of_a_loss_list_add_up_with_their_weights():
     expected = alone[0](x, labels) + 0.3 * alone[1](x, labels)
     torch.testing.assert_close(loss(x, labels), expected)
     assert torch.equal(loss.centers(), alone[0].centers())
-    assert loss.statistics().keys() == {"head/own_angle", "head/hardest_cosine"}
+    found = loss.statistics()
+    assert found.keys() == {
+        f"head/{name}{of}" for name in ("own_angle", "hardest_cosine") for of in ("", "_1")
+    }
+    for of, head in zip(("", "_1"), alone, strict=True):
+        assert found[f"head/own_angle{of}"] == head.statistics()["own_angle"]
 
 
 @pytest.mark.parametrize("weight", [0, -1.0, math.nan, math.inf, True, "1"])

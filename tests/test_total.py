@@ -101,6 +101,19 @@ def test_numbers_stay_exact_and_out_of_the_log():
         ([{"name": "triplet", "weight": {"from": 0.8, "over": 0.3}}], "loss\\[0\\]: weight needs"),
         ([{"name": "triplet", "weight": {"begin": 0.8}}], "loss\\[0\\]: weight has no 'begin'"),
         ([{"name": "triplet", "weight": True}], "got True"),
+        (
+            [{"name": "circle"}, {"name": "arcface", "margin": 3}],
+            "loss\\[1\\]: margins must lie in",
+        ),
+        (
+            [{"name": "triplet", "miner": "batchhard"}],
+            "loss\\[0\\]: miner: .*'batchhard'.*batch_hard",
+        ),
+        ([{"name": "partial_fc", "head": {"name": "arcfase"}}], "loss\\[0\\]: partial_fc.head: no"),
+        (
+            [{"name": "momentum_queue", "size": 4}, {"name": "momentum_queue", "momentum": 0.5}],
+            "loss: all momentum queues share",
+        ),
     ],
     ids=str,
 )
@@ -111,6 +124,24 @@ def test_what_is_wrong_with_a_list_is_said_before_anything_is_built(terms, messa
         build(terms, STATE)
 
 
+def test_a_check_moves_no_later_draw():
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    check(HAND_OVER)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_terms_of_one_kind_are_told_apart_in_the_log():
+    x, labels = batch(dtype=torch.float32)
+    terms = [{"name": "triplet", "miner": miner} for miner in ("easy_triplets", "hard_triplets")]
+    total = build(terms, STATE)
+    total(x, labels)
+    found = total.statistics()
+    assert (found["head/active"], found["head/active_1"]) == (0, 1)
+
+
 def test_every_loss_can_be_named():
     assert {"momentum_queue", "cross_batch_memory", "arcface", "triplet", "magnet"} <= set(KNOWN)
     check([{"name": name} for name in KNOWN])
+    assert "leave_out_twins" not in KNOWN  # a public function of such a module is no loss

@@ -9,6 +9,7 @@ loss:
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -40,8 +41,11 @@ from common.steps import Step, bind, catalog
 
 _HEADS = (margin, classify, adaptive, centers, proxies, sigmoid)
 _TUPLES = (pair, quadruplet, tuples, rank, hyperbolic, magnet, siamese)
-KNOWN = catalog(*_HEADS, *_TUPLES, memory, partial_fc)
-
+KNOWN = {
+    name: loss
+    for name, loss in catalog(*_HEADS, *_TUPLES, memory, partial_fc).items()
+    if inspect.isclass(loss) and issubclass(loss, nn.Module)  # not what only works on one
+}
 
 Weight = float | Mapping[str, Any]
 
@@ -109,12 +113,18 @@ class Total(nn.Module):
                 cast(Any, term).schedule(progress)
 
     def statistics(self) -> dict[str, float]:
-        """What the terms know about their last batch, and weights that move, for the log."""
+        """What the terms know about their last batch, and weights that move, for the log.
+
+        A name that an earlier term has gets the term's place: two triplet terms, `active` and
+        `active_1`.
+        """
         moving = [i for i, ramp in enumerate(self.ramps) if ramp["start"] != ramp["end"]]
         found = {f"head/weight_{i}": self.weights[i] for i in moving}
-        for term in self.terms:
+        for i, term in enumerate(self.terms):
             if hasattr(term, "statistics"):
-                found |= {f"head/{k}": v for k, v in cast(Any, term).statistics().items()}
+                for name, value in cast(Any, term).statistics().items():
+                    key = f"head/{name}"
+                    found[f"{key}_{i}" if key in found else key] = value
         return found
 
     def centers(self) -> torch.Tensor | None:
@@ -132,34 +142,43 @@ class Total(nn.Module):
 
 
 def check(terms: Sequence[Step]) -> None:
-    """Nothing, or what is wrong with a `loss:` list, before anything is built.
+    """Nothing, or what is wrong with a `loss:` list, before any long work.
+
+    The terms are made once, for two classes: most of what can be wrong only their constructors
+    know, such as a margin out of range or the miner's name inside a term.
 
     Raises:
-        ConfigError: no term, unknown name or argument, a weight that is neither a positive number
-            nor a ramp.
+        ConfigError: see `build`.
     """
-    if not terms:
-        raise ConfigError(f"loss: is empty, name at least one of: {', '.join(KNOWN)}")
-    for i, term in enumerate(terms):
-        bind(_without_weight(term), KNOWN, f"loss[{i}]")
-        try:
-            read_weight(term.get("weight", 1.0))
-        except ValueError as error:
-            raise ConfigError(f"loss[{i}]: {error}") from None
+    with torch.random.fork_rng(devices=[]):  # a check moves no later draw
+        build(terms, {"embedding_dim": 2, "num_classes": 2, "class_counts": [1, 1]})
 
 
 def build(terms: Sequence[Step], state: Mapping[str, Any]) -> Total:
     """The criterion that `terms` describe; `state` offers embedding_dim, num_classes, ...
 
     Raises:
-        ConfigError: see `check`.
-        ValueError: a term refuses its arguments, see `Total` and the term.
+        ConfigError: no term, unknown name or argument, a weight that is neither a positive number
+            nor a ramp, an argument that a term refuses, or terms that do not go together.
     """
-    check(terms)
-    modules = [
-        bind(_without_weight(term), KNOWN, f"loss[{i}]")(state) for i, term in enumerate(terms)
-    ]
-    return Total(modules, [term.get("weight", 1.0) for term in terms])
+    if not terms:
+        raise ConfigError(f"loss: is empty, name at least one of: {', '.join(KNOWN)}")
+    # All names before anything large is made.
+    calls = [bind(_without_weight(term), KNOWN, f"loss[{i}]") for i, term in enumerate(terms)]
+    weights, where = [term.get("weight", 1.0) for term in terms], "loss"
+    try:
+        for i, weight in enumerate(weights):
+            where = f"loss[{i}]"
+            read_weight(weight)
+        modules = []
+        for i, call in enumerate(calls):
+            where = f"loss[{i}]"
+            modules.append(call(state))
+        where = "loss"
+        return Total(modules, weights)
+    except ValueError as error:
+        text = str(error).removeprefix(f"{where}: ")
+        raise ConfigError(f"{where}: {text}") from None
 
 
 def read_weight(given: object) -> dict[str, float]:
