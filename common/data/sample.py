@@ -43,13 +43,25 @@ def read_sprite(path: str | Path) -> Image:
     pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise ValueError(f"{path} cannot be decoded as an image: unpack the art again.")
+    try:
+        return as_sprite(pixels)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def as_sprite(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> Image:
+    """The `(H, W, 4)` premultiplied sprite of decoded pixels: grey, color, or color and alpha.
+
+    Raises:
+        ValueError: every pixel is transparent.
+    """
     if pixels.ndim == 2:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR)
     sprite = np.ones((*pixels.shape[:2], 4), np.float32)
     sprite[..., : pixels.shape[2]] = pixels / np.float32(np.iinfo(pixels.dtype).max)
     sprite[..., :3] *= sprite[..., 3:]
     if not sprite[..., 3].any():
-        raise ValueError(f"{path} is transparent everywhere: nothing to paste.")
+        raise ValueError("The sprite is transparent everywhere: nothing to paste.")
     return sprite
 
 

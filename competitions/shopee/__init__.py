@@ -1,0 +1,1 @@
+"""Humpback Whale Identification, and any re-identification like it."""

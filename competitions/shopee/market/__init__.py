@@ -1,0 +1,1 @@
+"""What the bundled sample is made of: emoji as products, vendors as sellers, wording, scenes."""
