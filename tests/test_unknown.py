@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.rerank.curves import unknown_curve
+from common.rerank.curves import refused_listings, unknown_curve
 from common.rerank.known import STEPS
 from common.rerank.unknown import insert_unknown
 from common.steps import chain
@@ -97,6 +97,29 @@ def test_the_curves_threshold_gives_the_curves_score():
     found = insert_unknown(given, LABELS, threshold=curve.threshold)
     right = found.index.numpy() == np.where(truth < 0, 12, truth)[:, None]
     assert (right / np.arange(1, 6)).sum(1).mean() == pytest.approx(curve.value)
+
+
+@pytest.mark.parametrize(("single", "accept"), [(-0.3, 0), (0.0, 1), (0.25, 2)])
+def test_the_curve_knows_the_terms_of_classes_with_one_image(single, accept):
+    given, truth = neighbors()
+    full = (given.index >= 0).all(1)
+    given, truth = Neighbors(given.index[full], given.score[full]), truth[full.numpy()]
+    index, score = given.index.numpy(), given.score.numpy()
+    refused = refused_listings(index, score, COUNTS, accept)
+    curve = unknown_curve(
+        score, index, truth, offset=np.where(COUNTS == 1, single, 0.0), refused=refused
+    )
+    singles = [c for c in range(12) if COUNTS[c] == 1]
+    wanted = oracle.refused(score.tolist(), index.tolist(), singles, accept) if accept else set()
+    assert {(q, index[q, k]) for q, k in zip(*np.nonzero(refused), strict=True)} == wanted
+    for x, y in zip(curve.x[::3].tolist(), curve.y[::3].tolist(), strict=True):
+        found = insert_unknown(given, LABELS, threshold=x, single=single, accept=accept)
+        right = found.index.numpy() == np.where(truth < 0, 12, truth)[:, None]
+        assert (right / np.arange(1, 6)).sum(1).mean() == pytest.approx(y)
+    nobody = unknown_curve(score, index, truth, refused=np.ones(index.shape, bool))
+    assert len(nobody.x) == 1
+    right = np.concatenate([np.full((len(truth), 1), -1), index[:, :4]], 1) == truth[:, None]
+    assert nobody.value == pytest.approx((right / np.arange(1, 6)).sum(1).mean())
 
 
 def test_few_classes_and_no_candidates():

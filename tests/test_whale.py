@@ -102,9 +102,12 @@ def test_train_infer_and_ensemble_end_in_checked_submissions(root, trained):
     assert "MAP@5" in said
     assert (trained / "report.html").is_file()
     twin = trained.parent / "twin"
-    more = ["twins=true", "view.join_flip=true"]
-    run("train", f"data.root={root}", f"out={twin}", *TINY, *more)
-    run("infer", f"run={twin}", "unknown={by: share, value: 0.5}")
+    more = ["twins=true", "view.join_flip=true", "train.sampler={name: assigned_pairs}"]
+    loss = "loss=[{name: sub_center_arcface}, {name: siamese, weight: 0.5}]"
+    run("train", f"data.root={root}", f"out={twin}", *TINY, *more, loss)
+    ranking = "ranking=[{name: knn}, {name: siamese, top: 5}, {name: vote, reduce: max}]"
+    run("infer", f"run={twin}", "unknown={by: share, value: 0.5}", ranking)
+    assert (twin / "embeddings" / "pair_head.safetensors").is_file()
     out = trained.parent / "both.csv"
     run("ensemble", f"runs=[{trained},{twin}]", f"out={out}", "ensemble.weights=[1, 1]")
     assert check_file("whale", out, root / "sample_submission.csv") == []
@@ -136,7 +139,7 @@ def test_a_copied_folder_works_under_its_own_name(root, tmp_path):
         (["unknown.by=luck"], "choose validation, share, quantile, threshold"),
         (["data.fold=-1"], "needs held-out images"),
         (["ranking=[{name: vote}]"], "vote needs neighbors"),
-        (["ensemble.by=luck"], "choose embeddings, scores or ranks"),
+        (["ensemble.by=luck"], "choose embeddings, scores, ranks or stacked"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(arguments, message):

@@ -34,7 +34,10 @@ def check_views(view: ViewConfig) -> None:
     check_merge(view.merge, view.merge_p)
 
 
-def check_blend(ensemble: Any) -> None:
-    """Refuse an unknown `ensemble.by`."""
-    if ensemble.by not in ("embeddings", "scores", "ranks"):
-        raise ConfigError(f"ensemble.by={ensemble.by!r}: choose embeddings, scores or ranks.")
+def check_blend(ensemble: Any, *, stacked: bool = False) -> None:
+    """Refuse an unknown `ensemble.by`; `stacked` is one where the competition has it."""
+    known = ["embeddings", "scores", "ranks", *(["stacked"] if stacked else [])]
+    if ensemble.by not in known:
+        raise ConfigError(
+            f"ensemble.by={ensemble.by!r}: choose {', '.join(known[:-1])} or {known[-1]}."
+        )

@@ -130,7 +130,13 @@ def f1_curve(score: Array, hits: Array, totals: Array, *, own: bool = True) -> C
 
 
 def unknown_curve(
-    score: Array, index: Array, truth: Array, *, top: int = 5, offset: Array | None = None
+    score: Array,
+    index: Array,
+    truth: Array,
+    *,
+    top: int = 5,
+    offset: Array | None = None,
+    refused: Array | None = None,
 ) -> Curve:
     """MAP@`top` by the threshold of the unknown identity, exact (Humpback's metric with new_whale).
 
@@ -143,13 +149,15 @@ def unknown_curve(
         truth: `(Q,)` class of each query, -1 for the unknown identity.
         top: entries that count.
         offset: `(C,)`.
+        refused: `(Q, K)` bool, listings that pass with no threshold, see `refused_listings`.
 
     Raises:
         ValueError: NaN scores, no scores, shapes that do not fit.
     """
     _same_shape(score, index, truth, "unknown_curve")
     real_scores(score, "unknown_curve")
-    margin = margins(score, index, offset)[:, :top]
+    passing = score if refused is None else np.where(refused, -np.inf, score)
+    margin = margins(passing, index, offset)[:, :top]
     index, truth = index[:, :top], np.asarray(truth)
     place = np.arange(margin.shape[1])
     # One place further back is worth less, and nothing behind the last that counts.
@@ -160,6 +168,8 @@ def unknown_curve(
     # As the threshold falls below a candidate, a hit moves up and the unknown identity down.
     gain = np.where(hit, front - back, np.where(none, back - front, 0.0))
     start = np.where(none[:, 0], 1.0, (hit * back).sum(1))
+    if not (margin > -np.inf).any():  # all are refused
+        return Curve(np.array([above(np.max(score))]), np.array([start.mean()]))
     return _curve(margin, gain, float(start.sum()), len(score))
 
 
@@ -183,6 +193,30 @@ def search_offset(
         if curve.value > best[1].value:
             best = value, curve
     return best
+
+
+def refused_listings(index: Array, score: Array, counts: Array, accept: int) -> Array:
+    """`(Q, K)` bool, listings of one-image classes that are not among their `accept` best queries.
+
+    Read along the column of the class, not along the row of the query; ties: the lower query.
+    Origin: Humpback 2019 4th place, the transposed matrix; the number is ours.
+
+    Args:
+        index: `(Q, K)` classes, -1 padding.
+        score: `(Q, K)`.
+        counts: `(C,)` images per class.
+        accept: queries that a class may have; 0: all.
+    """
+    refused = np.zeros(index.shape, bool)
+    if not accept:
+        return refused
+    row, column = np.nonzero((index >= 0) & (counts[index] == 1))
+    label, value = index[row, column], score[row, column]
+    order = np.lexsort((row, -value, label))
+    label = label[order]
+    rank = np.arange(len(label)) - np.searchsorted(label, label)
+    refused[row[order], column[order]] = rank >= accept
+    return refused
 
 
 def margins(score: Array, index: Array, offset: Array | None = None) -> Array:

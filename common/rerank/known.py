@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from common.rerank import (
+    balance,
     blending,
     centers,
     concat,
@@ -50,6 +51,7 @@ STEPS = catalog(
     learned,
     wild,
     grouped,
+    balance,
     unknown,
 )
 # For Python: they do not map an entry of the state.

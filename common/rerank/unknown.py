@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from common.rerank.curves import margins
+from common.rerank.curves import margins, refused_listings
 from common.rerank.thresholds import quantile_threshold, share_threshold
 from common.types import Neighbors
 
@@ -69,9 +69,7 @@ def insert_unknown(
     size = max(int(index.max(initial=-1)), fresh, len(counts) - 1) + 1
     counts = np.pad(counts, (0, size - len(counts)))
     offset = np.where(counts == 1, single, 0.0).astype(np.float32)
-    passing = score
-    if accept:
-        passing = np.where(_refused(index, score, counts, accept), -np.inf, score)
+    passing = np.where(refused_listings(index, score, counts, accept), -np.inf, score)
     margin = margins(passing, index, offset)
     first = margin[:, 0] if margin.shape[1] else np.full(len(margin), -np.inf, np.float32)
     if share is not None and len(first):
@@ -107,18 +105,6 @@ def _check(index: np.ndarray, score: np.ndarray) -> None:
         raise ValueError(
             f"insert_unknown: query {row} lists a class twice: it comes after vote, in label space."
         )
-
-
-def _refused(index: np.ndarray, score: np.ndarray, counts: np.ndarray, accept: int) -> np.ndarray:
-    """Listings of one-image classes that are not among the class's `accept` best queries."""
-    row, column = np.nonzero((index >= 0) & (counts[index] == 1))
-    label, value = index[row, column], score[row, column]
-    order = np.lexsort((row, -value, label))
-    label = label[order]
-    rank = np.arange(len(label)) - np.searchsorted(label, label)
-    refused = np.zeros(index.shape, bool)
-    refused[row[order], column[order]] = rank >= accept
-    return refused
 
 
 def _insert(

@@ -19,10 +19,12 @@ from common.pipeline.commands import Commands
 from common.pipeline.ranking import STATE
 from common.pipeline.training import SAMPLERS
 from common.rerank.known import STEPS, check_step
+from common.rerank.stacking import StackConfig
 from common.steps import chain, help_text
 from common.track import TrackConfig
 
 from .data import DataConfig
+from .postprocess import PostprocessConfig
 from .twins import mask_twins
 
 BASE = Path(__file__).with_name("config.yaml")
@@ -48,6 +50,16 @@ class EnsembleConfig:
     weights: list[float] = field(default_factory=list)
     steps: int = 10
     whiten: int = 0
+    top: int = 0
+    missing: str = "lowest"
+    lists: list[str] = field(default_factory=list)
+    stack: StackConfig = field(default_factory=StackConfig)
+
+    def __post_init__(self) -> None:
+        if self.missing not in ("lowest", "zero"):
+            raise ValueError(f"ensemble.missing={self.missing!r}: choose lowest or zero.")
+        if self.top < 0:
+            raise ValueError(f"ensemble.top={self.top}: so many of each list, 0 for all.")
 
 
 @dataclass
@@ -67,6 +79,7 @@ class Config:
     view: ViewConfig = field(default_factory=ViewConfig)
     ranking: list[dict[str, Any]] = field(default_factory=list)
     unknown: UnknownConfig = field(default_factory=UnknownConfig)
+    postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
 
@@ -75,7 +88,13 @@ def check(settings: Config) -> Config:
     """The settings, once every name in them is known to exist."""
     check_training(settings.train, settings.loss)
     check_views(settings.view)
-    check_blend(settings.ensemble)
+    check_blend(settings.ensemble, stacked=True)
+    if settings.ensemble.lists and settings.ensemble.by not in ("scores", "ranks"):
+        raise ConfigError("ensemble.lists are joined by scores or ranks: set ensemble.by to one.")
+    if settings.ensemble.by == "stacked" and settings.data.fold < 0:
+        raise ConfigError(
+            "ensemble.by=stacked learns from held-out images, and data.fold=-1 holds none."
+        )
     if settings.twins and not settings.view.join_flip:
         raise ConfigError(
             "twins=true makes an individual's mirror image a class of its own: set "

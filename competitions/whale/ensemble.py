@@ -27,7 +27,8 @@ from common.types import Neighbors
 
 from .config import COMMANDS
 from .data import read
-from .ranking import Held, apply, curve_of, held_question, test_question
+from .postprocess import Postprocess
+from .ranking import Held, apply, check_unknown, curve_of, held_question, test_question
 from .results import finish, output, start_run
 
 
@@ -38,6 +39,8 @@ def main(arguments: list[str]) -> dict[str, float]:
     folder = out.with_suffix("") if out.suffix == ".csv" else out
     data = read(config.data)
     held = Held.of(data, config)
+    check_unknown(held, config.unknown)
+    after = Postprocess.of(config.postprocess, data)
     path = output(config, folder)
     say(data.describe())
     tables = {"train": data.train, "test": data.test}
@@ -58,7 +61,7 @@ def main(arguments: list[str]) -> dict[str, float]:
         config.ranking,
         [member.ranking for member in members],
         answer,
-        None if held is None else lambda asked, found: curve_of(found, asked).value,
+        None if held is None else lambda asked, found: curve_of(found, asked, config.unknown).value,
         seed=config.seed,
     )
     weights = join.weights(config.runs)
@@ -67,7 +70,7 @@ def main(arguments: list[str]) -> dict[str, float]:
         return join.answer(weights, validation, notes=notes)
 
     run = start_run(config, folder, data, "ensemble")
-    return finish(config, path, data, held, find, folder, run, joined=config.runs)
+    return finish(config, path, data, held, after, find, folder, run, joined=config.runs)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from common.types import Neighbors
 
 from .config import COMMANDS, criterion_of
 from .data import read
-from .ranking import Held, apply, held_question, test_question
+from .postprocess import Postprocess
+from .ranking import Held, apply, check_unknown, held_question, test_question
 from .results import finish, output, start_run
 from .twins import joined_centers, twin_names
 
@@ -37,6 +38,8 @@ def main(arguments: list[str]) -> dict[str, float]:
     folder = Path(str(config.run))
     data = read(config.data)
     held = Held.of(data, config)
+    check_unknown(held, config.unknown)
+    after = Postprocess.of(config.postprocess, data)
     path = output(config, folder)
     device = this_device()
     with distributed.processes():
@@ -70,7 +73,7 @@ def main(arguments: list[str]) -> dict[str, float]:
                 notes=notes,
             )
 
-        return finish(config, path, data, held, find, folder, run)
+        return finish(config, path, data, held, after, find, folder, run)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from common.config import ConfigError
 from common.data import augment
 from common.data.folds import Split, Validation, split
 from common.engine.extract import ViewConfig, embed_table
@@ -16,7 +17,7 @@ from common.notes import Notes
 from common.pipeline import ranking
 from common.pipeline.ranking import Question
 from common.pipeline.vectors import Vectors
-from common.rerank.curves import Curve, unknown_curve
+from common.rerank.curves import Curve, refused_listings, unknown_curve
 from common.rerank.labels import vote
 from common.rerank.unknown import insert_unknown
 from common.retrieval.search import search
@@ -132,10 +133,47 @@ def apply(
     )
 
 
-def curve_of(found: Neighbors, question: Question) -> Curve:
-    """MAP@5 by the threshold below which the unknown identity comes first."""
+def curve_of(found: Neighbors, question: Question, unknown: UnknownConfig) -> Curve:
+    """MAP@5 by the threshold below which the unknown identity comes first, with all its rules."""
     assert question.truth is not None
-    return unknown_curve(found.score.numpy(), found.index.numpy(), question.truth, top=TOP)
+    score, index = found.score.numpy(), found.index.numpy()
+    images = _images(question.gallery_labels, int(index.max(initial=0)) + 1)
+    return unknown_curve(
+        score,
+        index,
+        question.truth,
+        top=TOP,
+        offset=np.where(images == 1, unknown.single, 0.0),
+        refused=refused_listings(index, score, images, unknown.accept),
+    )
+
+
+def _images(labels: torch.Tensor, classes: int) -> np.ndarray:
+    """`(C,)` images of each individual in the gallery."""
+    known = labels.numpy()
+    return np.bincount(known[known >= 0], minlength=classes)
+
+
+def check_unknown(held: Held | None, unknown: UnknownConfig) -> None:
+    """Raise before any work where the threshold cannot be fitted to what is held out.
+
+    Raises:
+        ConfigError: unknown.by=validation, and nobody to reject or nobody to recognise.
+    """
+    if held is None or unknown.by != "validation":
+        return
+    strange = held.asked.truth < 0
+    if strange.all() or not strange.any():
+        what = "shows somebody known" if strange.all() else "is to be called unknown"
+        raise ConfigError(
+            f"No held-out image {what}, so unknown.by=validation has no threshold to find: set "
+            "unknown.by=share or threshold; or train again with "
+            + (
+                "less folds or a lower data.unseen."
+                if strange.all()
+                else "data.unseen above 0, which holds some individuals out."
+            )
+        )
 
 
 def answer(
@@ -155,7 +193,7 @@ def answer(
         top=TOP,
         single=unknown.single,
         accept=unknown.accept,
-        **rule,  # type: ignore[arg-type]
+        **rule,
     )
 
 
@@ -180,6 +218,6 @@ def quick_scores(
     found = vote(near, question.gallery_labels, None, None, top=50, power=1.0, reduce="max")
     known = asked.truth >= 0
     first = found.index[:, 0].numpy() == asked.truth
-    score = curve_of(found, question).value
+    score = curve_of(found, question, UnknownConfig()).value
     recall = float(first[known].mean()) if known.any() else 0.0
     return {"valid/map5": score, "valid/recall1": recall, "valid/score": score}

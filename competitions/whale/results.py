@@ -27,6 +27,7 @@ from common.types import Neighbors
 
 from .config import BASE, Config
 from .data import Whale
+from .postprocess import Postprocess
 from .ranking import TOP, Held, answer, average_precision, curve_of
 
 Find = Callable[[bool, Notes], tuple[Question, Neighbors]]
@@ -59,6 +60,7 @@ def finish(
     path: Path,
     data: Whale,
     held: Held | None,
+    after: Postprocess,
     find: Find,
     folder: Path,
     run: Run,
@@ -71,6 +73,7 @@ def finish(
         path: the submission.
         data: tables and sample.
         held: what is held out, or None.
+        after: what is done to the answers.
         find: maps (whether held-out, notes) to the question and its individuals, best first.
         folder: the run or ensemble folder.
         run: where scores and tables are logged; it is finished here.
@@ -81,12 +84,12 @@ def finish(
     classes, curve = len(data.classes), None
     if held is not None:
         asked, known = find(True, notes)
-        curve = curve_of(known, asked)
-        scores |= analyse(config, asked, known, curve, data, analysis, run)
+        curve = curve_of(known, asked, config.unknown)
+        scores |= analyse(config, asked, known, curve, data, after, analysis, run)
     question, found = find(False, Notes() if held is not None else notes)
     answers = answer(found, question, config.unknown, curve, classes)
-    names = np.append(data.classes, data.unknown)
-    write("whale", question.queries.ids, names[answers.index.numpy()].tolist(), path)
+    answers = after.apply(answers, question.queries.ids, test=True)
+    write("whale", question.queries.ids, named(answers, data), path)
     problems = check("whale", path, data.sample) if data.sample is not None else []
     if problems:
         raise ValueError(f"{path} would be rejected: {'; '.join(map(str, problems))}")
@@ -94,6 +97,9 @@ def finish(
     solution = data.solution()
     if solution is not None:
         scores["test/map5"] = score_file("map5", solution, path)
+    for remark in after.remarks:
+        say(remark)
+    notes.remarks += after.remarks
     say(
         f"{path} passes the check; {first:.1%} {data.unknown} first"
         + inline(scores, "map5", "MAP@5")
@@ -115,6 +121,7 @@ def analyse(
     found: Neighbors,
     curve: Curve,
     data: Whale,
+    after: Postprocess,
     analysis: Analysis,
     run: Run,
 ) -> dict[str, float]:
@@ -122,6 +129,7 @@ def analyse(
     assert asked.truth is not None
     truth, classes = asked.truth, len(data.classes)
     answers = answer(found, asked, config.unknown, curve, classes)
+    answers = after.apply(answers, asked.queries.ids, test=False)
     values = average_precision(answers, truth, classes)
     known = truth >= 0
     right = found.index[:, 0].numpy() == truth
@@ -143,6 +151,12 @@ def analyse(
     return scores
 
 
+def named(answers: Neighbors, data: Whale) -> list[list[str]]:
+    """The Ids of each row; less than five where there are not as many individuals."""
+    names = np.append(data.classes, data.unknown)
+    return [[str(names[i]) for i in row if i >= 0] for row in answers.index.tolist()]
+
+
 def _rows(
     asked: Question, answers: Neighbors, values: np.ndarray, data: Whale
 ) -> list[dict[str, Any]]:
@@ -150,7 +164,7 @@ def _rows(
     assert asked.truth is not None
     near = search(asked.queries, asked.gallery, TOP)
     labels = asked.gallery_labels.numpy()
-    names = np.append(data.classes, data.unknown)  # label -1 is the last
+    names, told = np.append(data.classes, data.unknown), named(answers, data)
     rows = []
     for q, truth in enumerate(asked.truth.tolist()):
         results = [
@@ -169,6 +183,6 @@ def _rows(
             "path": asked.query_paths[q],
             "label": str(names[truth]),
         }
-        note = "answers " + ", ".join(names[answers.index[q].numpy()].tolist())
+        note = "answers " + ", ".join(told[q])
         rows.append({"query": query, "results": results, "note": note, "ap": float(values[q])})
     return rows
