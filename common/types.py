@@ -30,6 +30,8 @@ class Table:
             row of zeros means all of it. None: all of every image.
         titles: `(N,)` text of each row, any array or list of str, kept as numpy's StringDType: no
             row is as wide as the longest. None: rows without text.
+        frames: `(N, 8)` the aligned part of each image to look at in place of the box, as
+            `data.align.frames` makes it; a row of zeros means the box. None: boxes only.
 
     Raises:
         ValueError: titles that are no text, such as the NaN that pandas reads for an empty one.
@@ -40,6 +42,7 @@ class Table:
     labels: np.ndarray
     boxes: np.ndarray | None = None
     titles: np.ndarray | None = None
+    frames: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.titles is not None:
@@ -52,16 +55,13 @@ class Table:
 
     def take(self, rows: np.ndarray | slice) -> Table:
         """The rows of a boolean mask, an index array, or a slice (which copies nothing)."""
-        boxes = None if self.boxes is None else self.boxes[rows]
-        titles = None if self.titles is None else self.titles[rows]
-        return Table(self.ids[rows], self.paths[rows], self.labels[rows], boxes, titles)
+        columns = (self.boxes, self.titles, self.frames)
+        more = [None if column is None else column[rows] for column in columns]
+        return Table(self.ids[rows], self.paths[rows], self.labels[rows], *more)
 
     @staticmethod
     def concatenate(tables: list[Table]) -> Table:
         """All rows one after another."""
-        boxes = None
-        if any(table.boxes is not None for table in tables):
-            boxes = np.concatenate([_boxes(table) for table in tables])
         titles = [table.titles for table in tables if table.titles is not None]
         if titles and len(titles) < len(tables):
             raise ValueError("Some of these tables have titles and some have none.")
@@ -69,13 +69,22 @@ class Table:
             np.concatenate([table.ids for table in tables]),
             np.concatenate([table.paths for table in tables]),
             np.concatenate([table.labels for table in tables]),
-            boxes,
+            _together(tables, "boxes", 4),
             np.concatenate(titles) if titles else None,
+            _together(tables, "frames", 8),
         )
 
 
-def _boxes(table: Table) -> np.ndarray:
-    return np.zeros((len(table), 4)) if table.boxes is None else table.boxes
+def _together(tables: list[Table], name: str, width: int) -> np.ndarray | None:
+    """A column of all tables, zeros for those that lack it; None if all do."""
+    columns = [getattr(table, name) for table in tables]
+    if all(column is None for column in columns):
+        return None
+    parts = [
+        np.zeros((len(table), width)) if column is None else column
+        for column, table in zip(columns, tables, strict=True)
+    ]
+    return np.concatenate(parts)
 
 
 def _text(titles: np.ndarray | list[str]) -> np.ndarray:

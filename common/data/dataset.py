@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from common.data.align import frame_of
+from common.data.crops import BoxMix
 from common.data.images import ImageError, read_image
 
 Key = int | tuple[int, int]
 
 GREY = 128  # of the picture that stands in for a file that cannot be read
 _SECOND = 2**32  # added to the seed for the second view; seeds of runs are small
+_BOX, _ALIGN = 2 * _SECOND, 3 * _SECOND  # and for the choice of what to look at
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
@@ -39,6 +42,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
         seed: of the augmentation.
         boxes: `(N, 4)` x0, y0, x1, y1 in pixels of the file, cut out before all else; a row of
             zeros means the whole picture.
+        mix: several boxes of each image, of which every draw looks at one; in place of `boxes`.
+        frames: `(N, 8)` aligned parts, as `align.frames` makes them, to look at in place of the
+            box; a row of zeros has none, nor has a picture whose frame lies outside of it.
+        align: how often an image that has a frame is looked at in it; 1 is always.
         mirror: `(N,)` bool, rows to flip left to right before all else, for the mirrored twin
             classes of whale.
         second: also give `second`, another augmented view of the same picture, for a loss that
@@ -57,6 +64,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
         transform: Callable[[Tensor], Tensor],
         seed: int = 0,
         boxes: np.ndarray | None = None,
+        mix: BoxMix | None = None,
+        frames: np.ndarray | None = None,
+        align: float = 1.0,
         mirror: np.ndarray | None = None,
         second: bool = False,
     ) -> None:
@@ -67,21 +77,50 @@ class ImageDataset(Dataset[dict[str, Any]]):
             )
         if labels is not None and labels.dtype != np.int64:
             raise ValueError(f"labels must be int64, got {labels.dtype}")
-        for name, column in (("labels", labels), ("boxes", boxes), ("mirror", mirror)):
+        for name, column in (
+            ("labels", labels),
+            ("boxes", boxes),
+            ("boxes of the mix", None if mix is None else mix.boxes),
+            ("frames", frames),
+            ("mirror", mirror),
+        ):
             if column is not None and len(column) != len(paths):
                 raise ValueError(f"{len(paths)} paths, but {len(column)} {name}")
+        if not 0 <= align <= 1:
+            raise ValueError(f"align is how often images are aligned, 0 to 1, got {align}")
         self.paths, self.labels, self.boxes, self.mirror = paths, labels, boxes, mirror
+        self.mix, self.frames, self.align = mix, frames, align
         self.size, self.transform, self.seed, self.second = size, transform, seed, second
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def take(self, rows: np.ndarray) -> ImageDataset:
+        """The same images of some rows, in their order."""
+
+        def part(column: np.ndarray | None) -> np.ndarray | None:
+            return None if column is None else column[rows]
+
+        return ImageDataset(
+            self.paths[rows],
+            part(self.labels),
+            size=self.size,
+            transform=self.transform,
+            seed=self.seed,
+            boxes=part(self.boxes),
+            mix=None if self.mix is None else self.mix.take(rows),
+            frames=part(self.frames),
+            align=self.align,
+            mirror=part(self.mirror),
+            second=self.second,
+        )
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         row, stream = key if isinstance(key, tuple) else (key, key)
         row, stream = int(row), int(stream)
         names = ("image", "second") if self.second else ("image",)
         try:
-            picture = self._read(row)
+            picture = self._read(row, stream)
         except ImageError:
             grey = torch.full((3, self.size, self.size), GREY, dtype=torch.uint8)
             return {**dict.fromkeys(names, grey), "label": -1, "row": row, "ok": False}
@@ -95,17 +134,35 @@ class ImageDataset(Dataset[dict[str, Any]]):
         label = -1 if self.labels is None else int(self.labels[row])
         return {**views, "label": label, "row": row, "ok": True}
 
-    def _read(self, row: int) -> np.ndarray:
-        box = None
-        if self.boxes is not None and self.boxes[row].any():
-            x0, y0, x1, y1 = (int(value) for value in self.boxes[row])
-            box = (x0, y0, x1, y1)
-        picture = read_image(
-            bytes(self.paths[row]), size=getattr(self.transform, "short_side", None), box=box
-        )
+    def _read(self, row: int, stream: int) -> np.ndarray:
+        picture = self._aligned(row, stream)
+        if picture is None:
+            box = None if self.boxes is None else self.boxes[row]
+            if self.mix is not None:
+                box = self.mix.draw(row, _uniform(self.seed + _BOX, stream))
+            corners = None
+            if box is not None and box.any():
+                x0, y0, x1, y1 = (int(value) for value in box)
+                corners = (x0, y0, x1, y1)
+            picture = read_image(bytes(self.paths[row]), size=self._short_side(), box=corners)
         if self.mirror is not None and self.mirror[row]:
             return np.asarray(cv2.flip(picture, 1))
         return picture
+
+    def _aligned(self, row: int, stream: int) -> np.ndarray | None:
+        """The picture in its frame, or None if it is to be looked at otherwise."""
+        if self.frames is None or _uniform(self.seed + _ALIGN, stream) >= self.align:
+            return None
+        frame = frame_of(self.frames[row])
+        if frame is None:
+            return None
+        try:
+            return read_image(bytes(self.paths[row]), size=self._short_side(), frame=frame)
+        except ImageError:  # points outside of it; a damaged file is told when it is read whole
+            return None
+
+    def _short_side(self) -> int | None:
+        return getattr(self.transform, "short_side", None)
 
 
 def loader(
@@ -165,6 +222,11 @@ def _mixed(seed: int, stream: int) -> int:
     """A hash: torch's generator keeps 32 bits of a seed, where streams of two epochs are equal."""
     digest = hashlib.blake2b(f"{seed},{stream}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little")
+
+
+def _uniform(seed: int, stream: int) -> float:
+    """A number in [0, 1) that the draw decides."""
+    return _mixed(seed, stream) / 2**32
 
 
 def _start_worker(_: int) -> None:

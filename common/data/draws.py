@@ -120,6 +120,22 @@ class Classes:
         return np.asarray(self.rows[mixed[self.starts[code] + number % self.counts[code]]])
 
 
+def frequent(labels: Array, least: int) -> Array:
+    """Rows of the classes with at least so many rows, and those labelled -1.
+
+    Raises:
+        ValueError: no class has so many.
+    """
+    known = labels >= 0
+    counts = np.bincount(labels[known], minlength=1)
+    kept = ~known | (counts[np.where(known, labels, 0)] >= least)
+    if not (kept & known).any():
+        raise ValueError(
+            f"min_images={least}, but the largest class has {counts.max()} images: lower it."
+        )
+    return np.flatnonzero(kept)
+
+
 def numbers(counts: Array) -> Array:
     """0 to n - 1 for every n of counts, one after another."""
     return np.asarray(np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts))

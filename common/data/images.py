@@ -10,6 +10,7 @@ import math
 import os
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -21,6 +22,23 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 Box = tuple[int, int, int, int]
+
+
+class Frame(NamedTuple):
+    """A parallelogram of a picture that is to become a rectangle.
+
+    Attributes:
+        matrix: `(2, 3)`; `matrix @ (u, v, 1)` is where a point of the rectangle lies, in pixels of
+            the whole upright picture. Both are measured from the corner, so that the middle of the
+            first pixel is at 0.5.
+        width: of the rectangle, in its own pixels.
+        height: the same.
+    """
+
+    matrix: np.ndarray
+    width: int
+    height: int
+
 
 _REDUCED = {  # IMREAD_REDUCED_COLOR_* without its BGR bit: BGR and RGB cannot be asked for together
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_COLOR_RGB,
@@ -38,6 +56,7 @@ def read_image(
     *,
     size: int | None = None,
     box: Box | None = None,
+    frame: Frame | None = None,
     max_pixels: int = 100_000_000,
 ) -> np.ndarray:
     """The picture as `(H, W, 3)` uint8 RGB, of the box only when there is one.
@@ -54,10 +73,14 @@ def read_image(
             in the DCT, which is an area average); other formats come whole. None: whole.
         box: `x0, y0, x1, y1` in pixels of the whole upright picture, x1 and y1 excluded; what lies
             outside of the picture is ignored.
+        frame: what is wanted in place of a box: the rectangle that it describes, black where it
+            leaves the picture, and smaller than it says where the JPEG was decoded at a reduced
+            scale.
         max_pixels: pictures above are refused before they are decoded (decompression bombs).
 
     Raises:
-        ImageError: missing, empty, truncated, too large, not an image, nothing left of the box.
+        ImageError: missing, empty, truncated, too large, not an image, nothing left of the box, or
+            the middle of the frame is outside of the picture.
     """
     try:
         with open(path, "rb") as file:
@@ -76,6 +99,8 @@ def read_image(
     if box is not None:  # which of the two is the width depends on EXIF, not known yet
         x0, y0, x1, y1 = np.clip(box, 0, max(width, height)).tolist()
         short = min(short, x1 - x0, y1 - y0)
+    if frame is not None:
+        short = min(short, frame.width, frame.height)
     flags = _flags(short, size) if scalable else cv2.IMREAD_COLOR_RGB
     try:
         image: np.ndarray | None = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -83,7 +108,16 @@ def read_image(
         raise ImageError(f"{_name(path)}: {error.err or error}") from None
     if image is None:
         raise ImageError(f"{_name(path)}: truncated or corrupt ({len(data)} bytes)")
-    return image if box is None else _crop(path, image, box, width, height)
+    if box is None and frame is None:
+        return image
+    rows, columns = image.shape[:2]
+    # An EXIF rotation swaps the sides that the header names.
+    if (rows > columns) != (height > width) and rows != columns:
+        width, height = height, width
+    if frame is not None:
+        return _warp(path, image, frame, width, height)
+    assert box is not None
+    return _crop(path, image, box, width, height)
 
 
 def _header(path: str | bytes | Path, data: bytes) -> tuple[int, int, bool]:
@@ -114,15 +148,32 @@ def _crop(
 ) -> np.ndarray:
     """The box, given in full-size pixels, cut out of a picture that may be of reduced scale."""
     rows, columns = image.shape[:2]
-    # An EXIF rotation swaps the sides that the header names.
-    if (rows > columns) != (height > width) and rows != columns:
-        width, height = height, width
     x0, y0 = max(box[0], 0) * columns / width, max(box[1], 0) * rows / height
     x1, y1 = min(box[2], width) * columns / width, min(box[3], height) * rows / height
     if x1 <= x0 or y1 <= y0:
         raise ImageError(f"{_name(path)}: box {tuple(box)} holds no pixel of {width} x {height}")
     cut = image[math.floor(y0) : math.ceil(y1), math.floor(x0) : math.ceil(x1)]
     return cut.copy()  # so that the rest of the picture is freed
+
+
+def _warp(
+    path: str | bytes | Path, image: np.ndarray, frame: Frame, width: int, height: int
+) -> np.ndarray:
+    """The frame's rectangle out of a picture of `width` x `height` that may be of reduced scale."""
+    x, y = frame.matrix @ (frame.width / 2, frame.height / 2, 1)
+    if not (0 <= x < width and 0 <= y < height):
+        raise ImageError(f"{_name(path)}: a frame around {x:.0f}, {y:.0f} of {width} x {height}")
+    scale = np.array([image.shape[1] / width, image.shape[0] / height])
+    size = [max(1, round(side * scale.mean())) for side in (frame.width, frame.height)]
+    # OpenCV counts from the middle of the first pixel, on both sides.
+    stretch = np.array([frame.width / size[0], frame.height / size[1]])
+    matrix = frame.matrix * scale[:, None]
+    matrix[:, :2] *= stretch
+    matrix[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
+    warped: np.ndarray = cv2.warpAffine(
+        image, matrix, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    )
+    return warped
 
 
 def _name(path: str | bytes | Path) -> str:

@@ -114,7 +114,14 @@ def embed_rows(
     device: torch.device,
 ) -> tuple[torch.Tensor, int]:
     """`(len(rows), D)` vectors on the CPU, zeros where the image cannot be read, and how many."""
-    data = ImageDataset(table.paths, None, size=config.size, transform=transform, boxes=table.boxes)
+    data = ImageDataset(
+        table.paths,
+        None,
+        size=config.size,
+        transform=transform,
+        boxes=table.boxes,
+        frames=table.frames,
+    )
     word = resolve_precision(config.precision, device)
     amp = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(word)
     parts, bad = [], 0
@@ -245,8 +252,9 @@ def _settings(config: ViewConfig) -> dict[str, Any]:
 def _digest(table: Table) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(table.ids).tobytes())
     digest.update(np.ascontiguousarray(table.paths).tobytes())
-    if table.boxes is not None:
-        digest.update(np.ascontiguousarray(table.boxes).tobytes())
+    for column in (table.boxes, table.frames):
+        if column is not None:
+            digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()[:16]
 
 

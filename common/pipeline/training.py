@@ -20,6 +20,7 @@ from common.data import (
     samplers_quadruplet,
 )
 from common.data.dataset import ImageDataset, loader
+from common.data.draws import frequent
 from common.engine import distributed
 from common.engine.extract import ViewConfig, embed_table
 from common.engine.fit import fit
@@ -80,6 +81,9 @@ def train(
     def batches(stage: Stage) -> DataLoader[Any]:
         recipe = stage.augment or config.train.augment
         table, data = images(stage, augment.build(recipe, stage.size, True))
+        if stage.min_images > 1:
+            rows = frequent(np.asarray(data.labels), stage.min_images)
+            table, data = table.take(rows), data.take(rows)
         data.second = heads.second_view
         view = ViewConfig(size=stage.size, fit=config.view.fit, batch_size=config.view.batch_size)
         plain = augment.build("none", stage.size, False, fit=view.fit)

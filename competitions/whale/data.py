@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,12 @@ from common.data.tables import DataError, read_columns
 from common.paths import find_data
 from common.types import Table
 
+from .regions import NAME, BoxShare, boxes_of, frames_of, outside, read_boxes, read_points
+
 SLUGS = ("humpback-whale-identification", "happy-whale-and-dolphin")
 SAMPLE = Path(__file__).parent / "sample"
 NAMES = {
-    "Image": (r"[^/\\,\s]+", "a plain file name without folders or spaces"),
+    "Image": NAME,
     "Id": (r"[^\s,]+", "an id without spaces or commas"),
 }
 
@@ -34,6 +36,10 @@ class DataConfig:
     unknown: str = "new_whale"
     boxes: str | None = None
     box_margin: float = 0.05
+    box_mix: list[BoxShare] = field(default_factory=list)
+    keypoints: str | None = "none"
+    align: float = 0.5
+    pseudo: str | None = None
     fold: int = 0
     folds: int = 5
     unseen: float = 0.1
@@ -42,6 +48,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.box_margin <= 1:
             raise ValueError(f"data.box_margin={self.box_margin}: a share of the box, 0 to 1.")
+        if not 0 <= self.align <= 1:
+            raise ValueError(f"data.align={self.align}: how often training aligns, 0 to 1.")
         if not 0 <= self.unknown_share < 1:
             raise ValueError(f"data.unknown_share={self.unknown_share}: a share in [0, 1).")
 
@@ -80,6 +88,9 @@ class Whale:
             f"{self.unknown}, {len(self.classes)} individuals of which {single} have one image; "
             f"{len(self.test)} test" + (f"; {len(self.boxes)} boxes" if self.boxes else "")
         )
+        if self.train.frames is not None and self.test.frames is not None:
+            aligned = [int(t.frames.any(1).sum()) for t in (self.train, self.test)]  # type: ignore[union-attr]
+            text += f"; {aligned[0]} train and {aligned[1]} test images aligned by points"
         return "\n".join([text, *(f"warning: {warning}" for warning in self.warnings)])
 
     def fingerprint(self) -> dict[str, object]:
@@ -124,9 +135,12 @@ def read(config: DataConfig) -> Whale:
     if not len(names):
         raise DataError(f"The test set under {root} is empty: no {sample.name}, no test/*.")
     test = _table(root / "test", names, np.full(len(names), -1, np.int64))
-    boxes = _boxes(config, root)
+    boxes = read_boxes(root, config.boxes, "bboxs.csv", config.box_margin)
     if boxes:
-        train.boxes, test.boxes = _crops(boxes, train), _crops(boxes, test)
+        train.boxes, test.boxes = boxes_of(boxes, train), boxes_of(boxes, test)
+    points = read_points(root, config.keypoints)
+    if points:
+        train.frames, test.frames = frames_of(points, train, test, config.box_margin)
     found = Whale(
         root,
         origin,
@@ -138,11 +152,11 @@ def read(config: DataConfig) -> Whale:
         sample if sample.is_file() else None,
         [],
     )
-    _check(found)
+    _check(found, points)
     return found
 
 
-def _check(found: Whale) -> None:
+def _check(found: Whale, points: dict[str, np.ndarray]) -> None:
     """Look at a sample of the files of each table before any long work."""
     for name, table in (("train", found.train), ("test", found.test)):
         missing, looked = check_files(table.paths, table.ids), min(len(table), 1000)
@@ -156,43 +170,16 @@ def _check(found: Whale) -> None:
             f"no train image is {found.unknown}: validation rejects only individuals that "
             "training does not see (data.unseen)."
         )
-    strange = [n for n in found.boxes if n not in {*found.train.ids, *found.test.ids}]
-    if strange:
-        found.warnings.append(
-            f"{len(strange)} boxes are of images that are in neither train nor test, the first is "
-            f"{strange[0]}."
-        )
-
-
-def _boxes(config: DataConfig, root: Path) -> dict[str, tuple[float, float, float, float]]:
-    """Boxes by image name, grown by the margin."""
-    if config.boxes == "none":
-        return {}
-    path = Path(config.boxes) if config.boxes else root / "bboxs.csv"
-    if not path.is_file() and config.boxes is None:
-        return {}
-    columns = ["Image", "x0", "y0", "x1", "y1"]
-    number = (r"-?\d+(\.\d*)?", "a number of pixels")
-    patterns = {"Image": NAMES["Image"], **dict.fromkeys(columns[1:], number)}
-    frame = read_columns(path, columns, patterns)
-    corners = frame[columns[1:]].to_numpy(np.float64)
-    flat = np.flatnonzero((corners[:, 2:] <= corners[:, :2]).any(1))
-    if len(flat):
-        raise DataError(
-            f"{path} row {flat[0] + 2}: the box {corners[flat[0]].tolist()} has no area; columns "
-            "are x0,y0,x1,y1 with x1 > x0 and y1 > y0."
-        )
-    grow = config.box_margin * (corners[:, 2:] - corners[:, :2])
-    corners = np.concatenate([np.maximum(corners[:, :2] - grow, 0), corners[:, 2:] + grow], 1)
-    names = frame["Image"].tolist()
-    return {name: tuple(box) for name, box in zip(names, corners.tolist(), strict=True)}
-
-
-def _crops(boxes: dict[str, tuple[float, float, float, float]], table: Table) -> np.ndarray:
-    """`(N, 4)` box of each row, zeros for none."""
-    none = (0.0, 0.0, 0.0, 0.0)
-    rows = [boxes.get(str(name), none) for name in table.ids]
-    return np.array(rows, np.float64).reshape(-1, 4)
+    images = {*found.train.ids.tolist(), *found.test.ids.tolist()}
+    for what, known in (("boxes", found.boxes), ("keypoints", points)):
+        strange = [name for name in known if name not in images]
+        if strange:
+            found.warnings.append(
+                f"{len(strange)} {what} are of images that are in neither train nor test, the "
+                f"first is {strange[0]}."
+            )
+    for name, table in (("train", found.train), ("test", found.test)):
+        found.warnings += outside(table, name)
 
 
 def _table(folder: Path, names: np.ndarray, labels: np.ndarray) -> Table:

@@ -30,9 +30,9 @@ from common.types import Table
 
 from .config import COMMANDS, Config, criterion_of
 from .data import Whale, read
+from .material import Material
 from .ranking import Held, quick_scores
 from .results import start_run
-from .twins import doubled, twin_names
 
 
 def main(arguments: list[str]) -> Path:
@@ -52,25 +52,28 @@ def train(config: Config, data: Whale, held: Held | None, folder: Path) -> Path:
     """Fit model and loss to the images that are not held out."""
     run = start_run(config, folder, data, "train")
     say(f"{data.describe()}\n{held.describe() if held else 'trains on everything'}")
-    table = data.train if held is None else data.train.take(held.split.train)
-    classes, mirror = data.classes, None
-    if config.twins:
-        table, mirror = doubled(table, len(classes))
-        classes = twin_names(classes)
+    material = Material.of(data, config, held)
+    for text in material.remarks:
+        say(text)
+    classes = material.classes
 
     def criterion(embedding_dim: int) -> Total:
-        counts = np.bincount(table.labels[table.labels >= 0], minlength=len(classes))
+        labels = material.table.labels
+        counts = np.bincount(labels[labels >= 0], minlength=len(classes))
         return criterion_of(config, embedding_dim, len(classes), counts)
 
     def images(stage: Stage, transform: Augment) -> tuple[Table, ImageDataset]:
-        return table, ImageDataset(
-            table.paths,
-            table.labels,
+        return material.table, ImageDataset(
+            material.table.paths,
+            material.table.labels,
             size=stage.size,
             transform=transform,
             seed=config.seed,
-            boxes=table.boxes,
-            mirror=mirror,
+            boxes=material.table.boxes,
+            mix=material.mix,
+            frames=material.table.frames,
+            align=config.data.align,
+            mirror=material.mirror,
         )
 
     def validate(model: nn.Module, stage: Stage) -> dict[str, float]:

@@ -8,6 +8,8 @@ to be told apart is another matter: `twin_mask` leaves that logit out.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,7 +28,7 @@ def doubled(table: Table, classes: int) -> tuple[Table, np.ndarray]:
     Unknown rows stay unknown (-1) when mirrored.
     """
     labels = np.where(table.labels >= 0, table.labels + classes, -1)
-    mirrored = Table(np.char.add(table.ids, MIRRORED), table.paths, labels, table.boxes)
+    mirrored = replace(table, ids=np.char.add(table.ids, MIRRORED), labels=labels)
     return Table.concatenate([table, mirrored]), np.arange(2 * len(table)) >= len(table)
 
 
