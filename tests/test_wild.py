@@ -233,6 +233,7 @@ def test_training_pairs_are_near_labelled_and_once(world):
     other = training_pairs(train, some, paths, 200, 12, seed=2)
     assert not np.array_equal(pairs.b, other.b)
     for arguments_, message in (
+        ((None, labels, paths, 9, 9), "has none"),
         ((train, labels[:3], paths, 9, 9), "3 labels"),
         ((train, labels, paths, 0, 9), "at least 1"),
         ((train, torch.zeros_like(labels), paths, 99, 9), "of one kind"),

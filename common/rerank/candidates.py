@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from common.rerank.voting import BUDGET
+from common.retrieval import tiles
 from common.types import Embeddings, Neighbors
 
 _MARGIN = 1e-3  # between the lowest re-scored candidate and the first one that was not
@@ -23,6 +24,8 @@ def blocks(
 ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Rows, their queries `(B, D)`, candidates `(B, M, D)` and which are real `(B, M)`, in float32.
 
+    None at all when there are no candidates.
+
     Args:
         neighbors: `(Q, K)`; M is the smaller of `top` and K.
         queries: `Q` embeddings.
@@ -30,7 +33,14 @@ def blocks(
         top: candidates per query.
         device: where the blocks are; None is the neighbors' own device.
         copies: how many `(B, M, D)` tensors the caller holds at once, beside two `(B, M, M)`.
+
+    Raises:
+        ValueError: a NaN in an embedding (names row and id): its scores would have no order.
     """
+    for name, part in (("queries", queries), ("gallery", gallery)):
+        tiles.finite_norms(part.vectors, name, part, 0)
+    if not len(gallery):
+        return
     place = neighbors.index.device if device is None else torch.device(device)
     index = neighbors.index[:, :top]
     count, dim = index.shape[1], gallery.vectors.shape[1]

@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 
 from common.rerank.labels import class_cosines, logit_mix
 from common.rerank.voting import IMAGES, check_rows, stack
+from common.retrieval import tiles
 from common.types import Embeddings, Neighbors
 
 
@@ -154,7 +155,7 @@ def trimmed_centers(
         fewest: classes with less images are not trimmed.
 
     Raises:
-        ValueError: no labelled image, lengths that differ, settings out of range.
+        ValueError: no labelled image, lengths that differ, NaN, settings out of range.
     """
     if not 0 < keep <= 1 or rounds < 0 or fewest < 1:
         raise ValueError(
@@ -163,6 +164,7 @@ def trimmed_centers(
         )
     if len(gallery) != len(gallery_labels):
         raise ValueError(f"class centres: {len(gallery)} images but {len(gallery_labels)} labels.")
+    tiles.finite_norms(gallery.vectors, "gallery", gallery, 0)
     rows = torch.nonzero(gallery_labels.to(gallery.vectors.device) >= 0)[:, 0]
     if not len(rows):
         raise ValueError(

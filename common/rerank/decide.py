@@ -68,9 +68,11 @@ def gallery_penalty(
         ValueError: the pipeline has no negatives.
     """
     check_rows(neighbors.index, len(gallery), "gallery_penalty", "the gallery")
-    used, place = torch.unique(neighbors.index.clamp(min=0), return_inverse=True)
+    used = torch.unique(neighbors.index[neighbors.index >= 0])
     likeness = _likeness(gallery, negatives, top, "gallery_penalty", device, used)
-    score = neighbors.score - weight * likeness.to(neighbors.score.device)[place]
+    by_row = neighbors.score.new_zeros(len(gallery) + 1)  # padding is the last
+    by_row[used] = likeness.to(by_row)
+    score = neighbors.score - weight * by_row[neighbors.index]
     return Neighbors(neighbors.index, score).sorted()
 
 

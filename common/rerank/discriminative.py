@@ -91,6 +91,8 @@ def insert_step(
     """
     home, width = neighbors.index.device, neighbors.index.shape[1]
     check_rows(neighbors.index, len(gallery), "insert_step", "the gallery")
+    if not len(gallery):
+        return neighbors
     (asked, asked_sure, _), (label, sure, _) = (
         tuple(
             t.to(home)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 
 from common.rerank.voting import BUDGET, check_rows, group, row_range, stack, voters
+from common.retrieval import tiles
 from common.types import Embeddings, Neighbors
 
 
@@ -96,7 +97,7 @@ def logit_mix(
     ours.
 
     Raises:
-        ValueError: the run has no class centres, or `weight` is outside [0, 1].
+        ValueError: the run has no class centres, `weight` is outside [0, 1], NaN in a query.
     """
     if centers is None:
         raise ValueError(
@@ -124,8 +125,12 @@ def class_cosines(
 
     A class counts by its best sub-centre; one whose centres are all zero is unknown to the head:
     its cosine is 0, and it is not among the best.
+
+    Raises:
+        ValueError: NaN in a query (names row and id).
     """
     place = queries.vectors.device if device is None else device
+    tiles.finite_norms(queries.vectors, "queries", queries, 0)
     flat, subs = centers.flatten(0, 1).to(place).float(), centers.shape[1]
     absent = ~centers.to(place).flatten(1).any(1)
     block = max(1, BUDGET // max(len(flat), 1))

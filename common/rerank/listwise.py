@@ -17,6 +17,7 @@ from common.notes import Notes
 from common.rerank.candidates import rescored
 from common.rerank.listmodel import ListwiseReranker, fit
 from common.rerank.voting import BUDGET, check_rows
+from common.retrieval import tiles
 from common.retrieval.lists import labelled_lists, products
 from common.types import Embeddings, Neighbors
 
@@ -67,7 +68,7 @@ def listwise(
 
     Raises:
         ValueError: no train embeddings and no weights, too few labels, neighbors of another
-            gallery, a file of another kind.
+            gallery, NaN in an embedding, a file of another kind.
         FileNotFoundError: no such weights.
     """
     if top < 2 or epochs < 1:
@@ -75,6 +76,8 @@ def listwise(
             f"listwise: top must be at least 2 and epochs at least 1, got {top}, {epochs}."
         )
     check_rows(neighbors.index, len(gallery), "listwise", "the gallery")
+    for name, part in (("queries", queries), ("gallery", gallery)):
+        tiles.finite_norms(part.vectors, name, part, 0)
     place = torch.device("cpu") if device is None else torch.device(device)
     if weights:
         model = ListwiseReranker.load(weights)

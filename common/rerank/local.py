@@ -37,6 +37,8 @@ def local(
     cache: Path,
     notes: Notes,
     *,
+    query_boxes: np.ndarray | None = None,
+    gallery_boxes: np.ndarray | None = None,
     features: str = "rootsift",
     matcher: str = "mutual",
     top: int = 50,
@@ -69,6 +71,8 @@ def local(
         gallery_paths: `(G,)` bytes array of files.
         cache: folder for features and results.
         notes: gets the pairs that the report shows.
+        query_boxes: `(Q, 4)` what to look at in each image, as `Table.boxes`; the pipeline's.
+        gallery_boxes: `(G, 4)`.
         features: `sift`, `rootsift`, `disk`, `aliked`, `xfeat`, or with `weights` `superpoint`,
             `hardnet`, `loftr`, `superglue`.
         matcher: `mutual` or `lightglue`.
@@ -108,6 +112,8 @@ def local(
         gallery_paths,
         cache,
         settings,
+        query_boxes=query_boxes,
+        gallery_boxes=gallery_boxes,
         top=top,
         workers=workers,
         device=resolve_device(device),
@@ -122,12 +128,15 @@ def plausible(
     neighbors: Neighbors,
     query_paths: np.ndarray,
     gallery_paths: np.ndarray,
-    train: Embeddings,
+    train: Embeddings | None,
     train_labels: torch.Tensor,
     train_paths: np.ndarray,
     cache: Path,
     notes: Notes,
     *,
+    query_boxes: np.ndarray | None = None,
+    gallery_boxes: np.ndarray | None = None,
+    train_boxes: np.ndarray | None = None,
     features: str = "rootsift",
     matcher: str = "mutual",
     top: int = 50,
@@ -161,6 +170,9 @@ def plausible(
         train_paths: `(N,)` bytes array of their files.
         cache: folder for features and results.
         notes: gets importances, figures and the pairs that the report shows.
+        query_boxes: `(Q, 4)` what to look at in each image, as `Table.boxes`; the pipeline's.
+        gallery_boxes: `(G, 4)`.
+        train_boxes: `(N, 4)`.
         features: as in `local`.
         matcher: as in `local`.
         top: neighbors per query that are verified.
@@ -180,7 +192,7 @@ def plausible(
         device: where networks run; `auto` is a GPU when there is one.
 
     Raises:
-        ValueError: an unknown setting, paths that do not fit, too few labelled pairs.
+        ValueError: an unknown setting, paths that do not fit, no or too few labelled pairs.
         FileNotFoundError: weights are not installed, or not given.
     """
     settings = Settings(
@@ -193,7 +205,15 @@ def plausible(
     else:
         known = training_pairs(train, train_labels, train_paths, pairs, top, seed)
         evidence = verify_pairs(
-            train_paths, known.a, train_paths, known.b, cache, settings, **options
+            train_paths,
+            known.a,
+            train_paths,
+            known.b,
+            cache,
+            settings,
+            boxes_a=train_boxes,
+            boxes_b=train_boxes,
+            **options,
         )
         model = fit_plausible(evidence, known, rounds=rounds, seed=seed)
         if folder:
@@ -202,7 +222,15 @@ def plausible(
     notes.importances[name] = model.importances()
     notes.numbers[f"{name}: AUC out of fold"] = model.auc_
     row, column, found = verify_neighbors(
-        neighbors, query_paths, gallery_paths, cache, settings, top=top, **options
+        neighbors,
+        query_paths,
+        gallery_paths,
+        cache,
+        settings,
+        query_boxes=query_boxes,
+        gallery_boxes=gallery_boxes,
+        top=top,
+        **options,
     )
     note_matches(notes, neighbors, row, column, found, settings)
     gain = weight * np.where(found.inliers >= floor, plausibility(model, found), 0)

@@ -250,9 +250,10 @@ def answer(
 def adjacency(index: torch.Tensor, value: torch.Tensor | float, number: int) -> Any:
     """Lists `(n, K)` as a scipy CSR matrix `(n, number)` float32, on the CPU; -1 is left out."""
     columns = index.cpu().numpy()
-    data = np.full(columns.shape, value, np.float32)
     if isinstance(value, torch.Tensor):
         data = value.cpu().numpy()
+    else:
+        data = np.full(columns.shape, value, np.float32)
     real = columns >= 0
     start = np.concatenate([[0], np.cumsum(real.sum(1))])
     return sparse.csr_array(

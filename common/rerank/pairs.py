@@ -149,6 +149,8 @@ def pair_features(
 def pair_cosine(neighbors: Neighbors, queries: Embeddings, gallery: Embeddings) -> torch.Tensor:
     """Cosine of every listed pair by any model's embeddings, `(Q, K)` float32; NaN at padding."""
     check_rows(neighbors.index, len(gallery), "pair_cosine", "the gallery")
+    if not len(gallery):
+        return torch.full_like(neighbors.score, torch.nan)
     index, home = neighbors.index.to(gallery.vectors.device), neighbors.score.device
     cosine = torch.empty(index.shape, dtype=torch.float32)
     step = max(1, _BLOCK // max(index.shape[1] * gallery.vectors.shape[1], 1))

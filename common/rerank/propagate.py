@@ -82,7 +82,7 @@ def _propagate(vectors: torch.Tensor, k1: int, k2: int, layers: int) -> Any:
     index, score, _ = nearest(vectors, k1 - 1)
     itself = torch.arange(number, device=index.device)[:, None]
     index = torch.cat([itself, index], 1)
-    score = torch.cat([torch.ones_like(score[:, :1]), score], 1) if k1 > 1 else itself * 0 + 1.0
+    score = torch.cat([score.new_ones(number, 1), score], 1)
     lists = adjacency(index, 1.0, number)
     weights = adjacency(index[:, :k2], score[:, :k2] ** 2, number)
     for layer in range(max(layers, 1)):

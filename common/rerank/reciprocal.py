@@ -110,7 +110,7 @@ def _encode(
     members = (close + inside @ half).tocsr()
     members.data[:] = 1
     weight = torch.exp(-(2 - 2 * score) / reach[:, None])
-    known = adjacency(lists, torch.cat([torch.ones_like(weight[:, :1]), weight], 1), number)
+    known = adjacency(lists, torch.cat([weight.new_ones(number, 1), weight], 1), number)
     encoding = members.multiply(known).tocsr()
     rest = (members - members.multiply(adjacency(lists, 1.0, number))).tocsr()
     rest.eliminate_zeros()

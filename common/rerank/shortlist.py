@@ -46,7 +46,7 @@ class TrainingPairs:
 
 
 def training_pairs(
-    train: Embeddings,
+    train: Embeddings | None,
     labels: torch.Tensor,
     paths: np.ndarray,
     most: int,
@@ -58,8 +58,13 @@ def training_pairs(
     The nearest and some of the others of up to `most / 10` images. Both orders of a pair are one.
 
     Raises:
-        ValueError: lengths that differ, or not both kinds of pairs.
+        ValueError: no training images, lengths that differ, or not both kinds of pairs.
     """
+    if train is None:
+        raise ValueError(
+            "Training pairs need labelled train embeddings and this pipeline has none: remove the "
+            "step or run infer with the train split."
+        )
     if not len(train) == len(labels) == len(paths):
         raise ValueError(
             f"Training pairs need one label and path per image, got {len(train)} embeddings, "

@@ -44,7 +44,7 @@ def superglobal(
         device: where to compute.
 
     Raises:
-        ValueError: a setting out of range, neighbors of another gallery.
+        ValueError: a setting out of range, neighbors of another gallery, NaN in an embedding.
     """
     if top < 1 or k < 0 or best < 1 or not beta >= 0:
         raise ValueError(
@@ -52,8 +52,6 @@ def superglobal(
             f"k={k}, beta={beta}, best={best}."
         )
     check_rows(neighbors.index, len(gallery), "superglobal", "the gallery")
-    if not neighbors.index.numel():
-        return neighbors
     parts = []
     place = neighbors.index.device if device is None else torch.device(device)
     with torch.no_grad(), tiles.full_precision(place):
@@ -69,7 +67,7 @@ def superglobal(
             peak = torch.where(leading.any(1) & query.any(1, keepdim=True), peak, 0.0)
             second = (refined @ peak[..., None]).squeeze(2)
             parts.append(((first + second) / 2).to(neighbors.score.device))
-    return rescored(neighbors, torch.cat(parts))
+    return rescored(neighbors, torch.cat(parts)) if parts else neighbors
 
 
 def _refined(found: torch.Tensor, real: torch.Tensor, k: int, beta: float) -> torch.Tensor:

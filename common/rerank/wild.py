@@ -36,12 +36,15 @@ def wild_fusion(
     gallery: Embeddings,
     query_paths: np.ndarray,
     gallery_paths: np.ndarray,
-    train: Embeddings,
+    train: Embeddings | None,
     train_labels: torch.Tensor,
     train_paths: np.ndarray,
     cache: Path,
     notes: Notes,
     *,
+    query_boxes: np.ndarray | None = None,
+    gallery_boxes: np.ndarray | None = None,
+    train_boxes: np.ndarray | None = None,
     matchers: Sequence[str | dict[str, Any]] = ("rootsift",),
     top: int = 50,
     calibration: str = "isotonic",
@@ -76,6 +79,9 @@ def wild_fusion(
         train_paths: `(N,)` bytes array of their files.
         cache: folder for features and results.
         notes: gets the reliability of each matcher and the pairs that the report shows.
+        query_boxes: `(Q, 4)` what to look at in each image, as `Table.boxes`; the pipeline's.
+        gallery_boxes: `(G, 4)`.
+        train_boxes: `(N, 4)`.
         matchers: `sift`, `xfeat`, `aliked + lightglue`, ..., or the settings of `local` as a
             dictionary, `{features: xfeat, threshold: 3.0}`.
         top: candidates per query that are fused.
@@ -89,7 +95,7 @@ def wild_fusion(
         device: where networks run; `auto` is a GPU when there is one.
 
     Raises:
-        ValueError: an unknown matcher or calibration, weights that do not fit, too few pairs.
+        ValueError: an unknown matcher or calibration, weights that do not fit, no or too few pairs.
         FileNotFoundError: weights are not installed, or not given.
     """
     chosen = [matcher_settings(one, size=size, keypoints=keypoints) for one in matchers]
@@ -100,7 +106,17 @@ def wild_fusion(
     names = _names(chosen)
     learnt: dict[str, np.ndarray] = {_GLOBAL: known.cosine.astype(np.float64)}
     for name, settings in zip(names[1:], chosen, strict=True):
-        found = verify_pairs(train_paths, known.a, train_paths, known.b, cache, settings, **options)
+        found = verify_pairs(
+            train_paths,
+            known.a,
+            train_paths,
+            known.b,
+            cache,
+            settings,
+            boxes_a=train_boxes,
+            boxes_b=train_boxes,
+            **options,
+        )
         learnt[name] = _raw(found)
     honest = {
         name: out_of_fold(scores, known.same, known.labels, calibration)
@@ -136,7 +152,15 @@ def wild_fusion(
     said = np.repeat(likely[None, :, :top], len(names), axis=0)
     for place, (name, settings) in enumerate(zip(names[1:], chosen, strict=True), 1):
         row, column, found = verify_neighbors(
-            neighbors, query_paths, gallery_paths, cache, settings, top=top, **options
+            neighbors,
+            query_paths,
+            gallery_paths,
+            cache,
+            settings,
+            query_boxes=query_boxes,
+            gallery_boxes=gallery_boxes,
+            top=top,
+            **options,
         )
         note_matches(notes, neighbors, row, column, found, settings)
         said[place, row, column] = fits[name].transform(_raw(found))

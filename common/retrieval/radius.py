@@ -41,7 +41,7 @@ def range_search(
     q = tiles.tensor(queries)
     check("range_search", q, gallery)
     place = place_of(gallery, device)
-    limit = torch.tensor(threshold, dtype=torch.float32, device=place)
+    limit = torch.full((), threshold, dtype=torch.float32, device=place)
     if not bool(limit.isfinite()):
         raise ValueError(f"range_search needs a finite threshold, got {threshold}.")
     order, rank = ranked(gallery)
@@ -56,7 +56,7 @@ def range_search(
             )
             least = (limit.double() - rounding(q.shape[1]) * largest * norms.double())[:, None]
             # One step lower: `above` leaves out what equals the bound.
-            least = least.float().nextafter(least.new_tensor(-torch.inf, dtype=torch.float32))
+            least = least.float().nextafter(limit.new_full((), -torch.inf))
             for start, row, tile, _ in tiles.products(q, block, place):
                 query, column, _ = tiles.above(tile, least[start : start + len(tile)])
                 query, column = query + start, column + row
