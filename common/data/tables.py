@@ -37,6 +37,7 @@ def read_columns(
     patterns: Mapping[str, tuple[str, str]] | None = None,
     *,
     key: str | None = None,
+    texts: Sequence[str] = (),
 ) -> pd.DataFrame:
     """The columns of a csv as text, at least one row, no empty value, each key once.
 
@@ -46,12 +47,15 @@ def read_columns(
         patterns: for a column, a regular expression that its values match wholly, and what an
             error says they are not: `("[0-9]+", "a whole number; write it with digits only")`.
         key: the column whose values occur once; the first one unless named.
+        texts: columns of free text: empty is "", `NA` is a word, bytes that are no UTF-8 become
+            the replacement character.
 
     Raises:
         FileNotFoundError: no such file.
         DataError: a column is missing, no rows, an empty, malformed or repeated value.
     """
-    frame = read_frame(path, usecols=lambda name: name in columns)
+    wrong = {"encoding_errors": "replace"} if texts else {}
+    frame = read_frame(path, usecols=lambda name: name in columns, **wrong)
     missing = [name for name in columns if name not in frame]
     if missing:
         raise DataError(f"{path} has no column {missing[0]!r}; it must have {', '.join(columns)}.")
@@ -65,7 +69,8 @@ def read_columns(
             raise DataError(f"{path} row {rows[0] + 2}: {words}")
 
     key = key or columns[0]
-    refuse(frame.isna().any(axis=1), "empty value; fill it in or delete the row.", key)
+    values = frame.drop(columns=list(texts))
+    refuse(values.isna().any(axis=1), "empty value; fill it in or delete the row.", key)
     for column, (pattern, what) in (patterns or {}).items():
         if column in columns:
             kept = re.compile(pattern)
@@ -73,4 +78,7 @@ def read_columns(
             refuse(bad, f"{column} {{value!r}} is not {what}.", column)
     once = f"{key} {{value}} occurs twice; {{count}} duplicates in all, keep one row of each."
     refuse(frame[key].duplicated(), once, key)
+    if texts:
+        raw = read_frame(path, usecols=list(texts), na_filter=False, **wrong)
+        frame[list(texts)] = raw[list(texts)]
     return frame
