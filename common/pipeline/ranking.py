@@ -28,8 +28,11 @@ STATE = {
     "train",
     "train_labels",
     "train_paths",
+    "train_boxes",
     "query_paths",
+    "query_boxes",
     "gallery_paths",
+    "gallery_boxes",
     "cache",
     "device",
     "notes",
@@ -43,6 +46,8 @@ class Question:
     Attributes:
         gallery_labels: what the steps may know, -1 throughout for a gallery without labels.
         negatives: images known to be of no class.
+        query_boxes: `(Q, 4)` what to look at in each image, as `Table.boxes`; None: whole images.
+        gallery_boxes: `(G, 4)`.
         truth: `(Q,)` int64 label of each query, -1 to be rejected; None where nobody knows.
         relevant: `(G,)` int64 label of each gallery row, for scoring retrieval only.
     """
@@ -55,6 +60,8 @@ class Question:
     gallery_paths: np.ndarray
     truth: np.ndarray | None = None
     relevant: np.ndarray | None = None
+    query_boxes: np.ndarray | None = None
+    gallery_boxes: np.ndarray | None = None
 
 
 def apply(
@@ -92,8 +99,11 @@ def apply(
         "train": train() if reads(steps, "train") else None,
         "train_labels": torch.from_numpy(table.labels),
         "train_paths": table.paths,
+        "train_boxes": table.boxes,
         "query_paths": question.query_paths,
+        "query_boxes": question.query_boxes,
         "gallery_paths": question.gallery_paths,
+        "gallery_boxes": question.gallery_boxes,
         "cache": cache,
         "device": device,
         "notes": Notes() if notes is None else notes,

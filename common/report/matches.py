@@ -33,6 +33,8 @@ class Asked(Protocol):
     """Queries and a gallery with their files, such as `common.pipeline.ranking.Question`.
 
     Attributes:
+        query_boxes: `(Q, 4)` what was looked at; None: whole images.
+        gallery_boxes: `(G, 4)`.
         truth: `(Q,)` label of each query, -1 for none; None where nobody knows.
         relevant: `(G,)` label of each gallery image.
     """
@@ -41,6 +43,8 @@ class Asked(Protocol):
     gallery: Embeddings
     query_paths: np.ndarray
     gallery_paths: np.ndarray
+    query_boxes: np.ndarray | None
+    gallery_boxes: np.ndarray | None
     truth: np.ndarray | None
     relevant: np.ndarray | None
 
@@ -56,10 +60,11 @@ def show_matches(notes: Notes, asked: Asked) -> None:
     shown: list[dict[str, Any]] = []
     for entry in notes.matches:
         for query, gallery, verdict in _chosen(entry, asked.truth, asked.relevant, each):
-            paths = asked.query_paths[query], asked.gallery_paths[gallery]
             try:
-                found = verify(paths[0], paths[1], **entry["settings"])
-                picture = drawn(load(paths[0], None), load(paths[1], None), found)
+                mine = _seen(asked.query_paths, asked.query_boxes, query)
+                theirs = _seen(asked.gallery_paths, asked.gallery_boxes, gallery)
+                found = verify(mine, theirs, **entry["settings"])
+                picture = drawn(mine, theirs, found)
             except ImageError:
                 continue
             shown.append(
@@ -74,6 +79,11 @@ def show_matches(notes: Notes, asked: Asked) -> None:
                 }
             )
     notes.matches[:] = shown
+
+
+def _seen(paths: np.ndarray, boxes: np.ndarray | None, row: int) -> np.ndarray:
+    """What the matcher looked at."""
+    return load(paths[row], None, None if boxes is None else boxes[row])
 
 
 def _chosen(

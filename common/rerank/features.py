@@ -69,8 +69,12 @@ class LocalFeatures:
         return rows
 
 
-def load(image: str | bytes | Path | np.ndarray, size: int | None) -> np.ndarray:
+def load(
+    image: str | bytes | Path | np.ndarray, size: int | None, box: np.ndarray | None = None
+) -> np.ndarray:
     """The image as `(H, W, 3)` uint8 RGB with a long side of at most `size`.
+
+    Of a file only the box, `(4,)` x0, y0, x1, y1 in its pixels; None or zeros: all of it.
 
     Raises:
         ImageError: a file that gives no picture.
@@ -78,7 +82,8 @@ def load(image: str | bytes | Path | np.ndarray, size: int | None) -> np.ndarray
     """
     if not isinstance(image, np.ndarray):
         # The long side is to be `size`; the short side that takes is not known, but is no larger.
-        image = read_image(image, size=size)
+        corners = None if box is None or not box.any() else box.astype(np.int64).tolist()
+        image = read_image(image, size=size, box=corners and tuple(corners))
     elif image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
         raise ValueError(
             f"An image must be uint8 (H, W) or (H, W, 3) RGB, got {image.dtype} {image.shape}."

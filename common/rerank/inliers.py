@@ -24,6 +24,7 @@ from common.types import Neighbors
 
 IMAGES_PER_SHARD = 512  # 64 MiB of SIFT, a quarter of a minute on two cores
 PAIRS_PER_SHARD = 8192
+_Source = tuple[bytes, np.ndarray | None]  # a file and the box to look at
 _TASK = 32  # pairs of one query that a thread takes at once: a lone query uses every core
 
 
@@ -34,6 +35,8 @@ def count_inliers(
     cache: Path,
     settings: Settings,
     *,
+    query_boxes: np.ndarray | None = None,
+    gallery_boxes: np.ndarray | None = None,
     top: int = 50,
     workers: int = 0,
     device: str = "cpu",
@@ -43,8 +46,8 @@ def count_inliers(
     0 for padding and for an image that cannot be read. Arguments and errors as `verify_neighbors`.
     """
     row, column, found = verify_neighbors(
-        neighbors, query_paths, gallery_paths, cache, settings, top=top, workers=workers,
-        device=device,
+        neighbors, query_paths, gallery_paths, cache, settings, query_boxes=query_boxes,
+        gallery_boxes=gallery_boxes, top=top, workers=workers, device=device,
     )  # fmt: skip
     table = np.zeros((2, *neighbors.index[:, :top].shape), np.int32)
     table[:, row, column] = found.counts.T
@@ -59,6 +62,8 @@ def verify_neighbors(
     cache: Path,
     settings: Settings,
     *,
+    query_boxes: np.ndarray | None = None,
+    gallery_boxes: np.ndarray | None = None,
     top: int = 50,
     workers: int = 0,
     device: str = "cpu",
@@ -71,6 +76,8 @@ def verify_neighbors(
         gallery_paths: `(G,)` bytes array of files.
         cache: folder for features and results.
         settings: how to match.
+        query_boxes: `(Q, 4)` what to look at in each, as `Table.boxes`; None: whole images.
+        gallery_boxes: `(G, 4)`.
         top: neighbors per query.
         workers: threads; 0: one per core. OpenCV and numpy let go of the interpreter's lock.
         device: where networks run.
@@ -81,12 +88,15 @@ def verify_neighbors(
     """
     if len(query_paths) != len(neighbors):
         raise ValueError(f"local: {len(neighbors)} queries but {len(query_paths)} query_paths.")
+    for paths, boxes in ((query_paths, query_boxes), (gallery_paths, gallery_boxes)):
+        if boxes is not None and boxes.shape != (len(paths), 4):
+            raise ValueError(f"local: {len(paths)} files but boxes of shape {boxes.shape}.")
     check_rows(neighbors.index, len(gallery_paths), "local", "gallery_paths")
     index = neighbors.index[:, :top].cpu().numpy()
     row, column = np.nonzero(index >= 0)
     found = verify_pairs(
-        query_paths, row, gallery_paths, index[row, column], cache, settings, workers=workers,
-        device=device,
+        query_paths, row, gallery_paths, index[row, column], cache, settings, boxes_a=query_boxes,
+        boxes_b=gallery_boxes, workers=workers, device=device,
     )  # fmt: skip
     return row, column, found
 
@@ -99,17 +109,19 @@ def verify_pairs(
     cache: Path,
     settings: Settings,
     *,
+    boxes_a: np.ndarray | None = None,
+    boxes_b: np.ndarray | None = None,
     workers: int = 0,
     device: str = "cpu",
 ) -> Evidence:
     """The evidence of pairs `files_a[rows_a[i]]`, `files_b[rows_b[i]]`, each `(P,)`.
 
     A pair with an image that cannot be read has none (a warning counts those). Features of an image
-    and evidence of a pair are computed once per settings and file, and kept under `cache`: a second
-    call only reads, a call after a kill goes on where the first stopped.
+    and evidence of a pair are computed once per settings, file and box, and kept under `cache`: a
+    second call only reads, a call after a kill goes on where the first stopped.
     """
-    paths: dict[int, bytes] = {}
-    a, b = _keys(files_a, rows_a, paths), _keys(files_b, rows_b, paths)
+    paths: dict[int, _Source] = {}
+    a, b = _keys(files_a, rows_a, boxes_a, paths), _keys(files_b, rows_b, boxes_b, paths)
     pairs = PairStore(settings_folder(Path(cache), "pairs", _identity(settings)))
     known, _ = pairs.lookup(pair_keys(a, b))
     if not known.all():
@@ -133,13 +145,13 @@ class _Pictures:
     """The images themselves, for matchers of whole images: read when they are asked for."""
 
     def __init__(
-        self, keys: np.ndarray, paths: dict[int, bytes], settings: Settings, threads: int
+        self, keys: np.ndarray, paths: dict[int, _Source], settings: Settings, threads: int
     ) -> None:
         self._paths, self._settings = paths, settings
 
         def wrong(key: int) -> ImageError | None:
             try:
-                load(paths[key], settings.size)
+                load(paths[key][0], settings.size, paths[key][1])
             except ImageError as error:
                 return error
             return None
@@ -153,7 +165,8 @@ class _Pictures:
         return key in self._readable
 
     def get(self, key: int) -> LocalFeatures:
-        return extract(load(self._paths[key], self._settings.size), self._settings.features)
+        path, box = self._paths[key]
+        return extract(load(path, self._settings.size, box), self._settings.features)
 
 
 def _identity(settings: Settings, *, pair: bool = True) -> dict[str, Any]:
@@ -169,12 +182,15 @@ def _identity(settings: Settings, *, pair: bool = True) -> dict[str, Any]:
     return values
 
 
-def _keys(files: np.ndarray, rows: np.ndarray, paths: dict[int, bytes]) -> np.ndarray:
-    """Image keys of the files in `rows`, `(len(rows),)` int64; their paths are added to `paths`."""
+def _keys(
+    files: np.ndarray, rows: np.ndarray, boxes: np.ndarray | None, paths: dict[int, _Source]
+) -> np.ndarray:
+    """Image keys of the files in `rows`, `(len(rows),)` int64; their sources go to `paths`."""
     used, place = np.unique(rows, return_inverse=True)
     names = [os.fsencode(name) for name in files[used].tolist()]
-    keys = [image_key(name) for name in names]
-    paths.update(zip(keys, names, strict=True))
+    parts = [None] * len(used) if boxes is None else list(boxes[used])
+    keys = [image_key(name, box) for name, box in zip(names, parts, strict=True)]
+    paths.update(zip(keys, zip(names, parts, strict=True), strict=True))
     return np.array(keys, dtype=np.int64)[place]
 
 
@@ -186,7 +202,7 @@ def _stored(store: FeatureStore | _Pictures, keys: np.ndarray) -> np.ndarray:
 def _extract_missing(
     store: FeatureStore,
     keys: np.ndarray,
-    paths: dict[int, bytes],
+    paths: dict[int, _Source],
     settings: Settings,
     threads: int,
     device: str,
@@ -205,7 +221,7 @@ def _extract_missing(
 
     def work(key: int) -> np.ndarray | LocalFeatures | ImageError:
         try:
-            image = load(paths[key], settings.size)
+            image = load(paths[key][0], settings.size, paths[key][1])
         except ImageError as error:
             return error
         # One network serves one image at a time, from this thread's caller; SIFT runs here.

@@ -9,6 +9,7 @@ recognition:
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +40,9 @@ def lightgbm_rerank(
     held_ids: np.ndarray | None = None,
     query_paths: np.ndarray | None = None,
     gallery_paths: np.ndarray | None = None,
+    query_boxes: np.ndarray | None = None,
+    gallery_boxes: np.ndarray | None = None,
+    train_boxes: np.ndarray | None = None,
     cache: Path | None = None,
     notes: Notes | None = None,
     device: torch.device | None = None,
@@ -85,6 +89,9 @@ def lightgbm_rerank(
         held_ids: ids of labelled images that the backbone was not trained on.
         query_paths: `(Q,)` files, for `inliers`.
         gallery_paths: `(G,)` files, for `inliers`.
+        query_boxes: `(Q, 4)` what to look at in them, as `Table.boxes`; the pipeline's.
+        gallery_boxes: `(G, 4)`.
+        train_boxes: `(N, 4)`.
         cache: folder for local features, for `inliers`.
         notes: gets the importance of the features and the out-of-fold figures.
         device: searches.
@@ -124,6 +131,7 @@ def lightgbm_rerank(
         )
     labels = labels.cpu()
     source_paths = gallery_paths if own else train_paths
+    source_boxes = gallery_boxes if own else train_boxes
     needed = (query_paths, gallery_paths, source_paths, cache)
     if inliers and any(part is None for part in needed):
         raise ValueError(
@@ -136,11 +144,11 @@ def lightgbm_rerank(
         asking: Embeddings,
         among: Embeddings,
         known: torch.Tensor,
-        files: tuple[np.ndarray, np.ndarray] | None,
+        files: _Files | None,
     ) -> PairFeatures:
         extra = {}
         if files is not None and cache is not None:
-            extra = _verified(lists, *files, cache, features, inliers, device)
+            extra = _verified(lists, files, cache, features, inliers, device)
         return pair_features(
             lists,
             asking,
@@ -165,7 +173,12 @@ def lightgbm_rerank(
         lists = search(turn.asking, among, top, device=device)
         files = None
         if inliers and source_paths is not None:
-            files = source_paths[turn.rows], source_paths[turn.left]
+            files = _Files(
+                source_paths[turn.rows],
+                source_paths[turn.left],
+                None if source_boxes is None else source_boxes[turn.rows],
+                None if source_boxes is None else source_boxes[turn.left],
+            )
         part = describe(lists, turn.asking, among, known, files)
         # What has no class is a group of its own.
         mine, theirs = turn.truth[part.query], known.numpy()[part.candidate]
@@ -191,7 +204,7 @@ def lightgbm_rerank(
     candidates = _by_cosine(neighbors.top(top), queries, gallery)
     files = None
     if inliers and query_paths is not None and gallery_paths is not None:
-        files = query_paths, gallery_paths
+        files = _Files(query_paths, gallery_paths, query_boxes, gallery_boxes)
     table = describe(candidates, queries, gallery, labels, files)
     if not len(table):
         return neighbors
@@ -201,6 +214,15 @@ def lightgbm_rerank(
     return Neighbors(neighbors.index, score).sorted()
 
 
+class _Files(NamedTuple):
+    """Files of queries and of a gallery, and what to look at in them."""
+
+    asking: np.ndarray
+    among: np.ndarray
+    asking_boxes: np.ndarray | None = None
+    among_boxes: np.ndarray | None = None
+
+
 def _by_cosine(neighbors: Neighbors, queries: Embeddings, gallery: Embeddings) -> Neighbors:
     cosine = pair_cosine(neighbors, queries, gallery)
     return Neighbors(neighbors.index, cosine.nan_to_num(nan=-torch.inf)).sorted()
@@ -208,8 +230,7 @@ def _by_cosine(neighbors: Neighbors, queries: Embeddings, gallery: Embeddings) -
 
 def _verified(
     lists: Neighbors,
-    files: np.ndarray,
-    gallery_files: np.ndarray,
+    files: _Files,
     cache: Path,
     features: str,
     top: int,
@@ -218,10 +239,12 @@ def _verified(
     """Inliers and matches as columns; NaN behind the verified ones."""
     counts = count_inliers(
         lists,
-        files,
-        gallery_files,
+        files.asking,
+        files.among,
         cache,
         Settings(features),
+        query_boxes=files.asking_boxes,
+        gallery_boxes=files.among_boxes,
         top=top,
         device=str(device or "cpu"),
     )

@@ -35,13 +35,18 @@ def settings_folder(root: Path, kind: str, settings: Mapping[str, Any]) -> Path:
     return folder
 
 
-def image_key(path: bytes) -> int:
-    """63 bits for a file as it is now: path, length, time; negative for one that is not there."""
+def image_key(path: bytes, box: np.ndarray | None = None) -> int:
+    """63 bits for a file as it is now: path, length, time; negative for one that is not there.
+
+    `(4,)` numbers of a box tell apart what is looked at; zeros are the whole image.
+    """
     try:
         status = os.stat(path)
     except (OSError, ValueError):
         status = None
     text = f"{status.st_size} {status.st_mtime_ns} ".encode() if status else b""
+    if box is not None and box.any():
+        text += np.asarray(box, "<f8").tobytes()
     key = int.from_bytes(hashlib.blake2b(text + path, digest_size=8).digest(), "big") >> 1
     return key if status else -1 - key
 

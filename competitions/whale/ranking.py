@@ -101,7 +101,16 @@ def held_question(vectors: Vectors, held: Held) -> Question:
 def _question(of: Embeddings, asked: Table, among: Embeddings, known: Table) -> Question:
     labels = torch.from_numpy(known.labels)
     queries, gallery = of.select(asked.ids), among.select(known.ids)
-    return Question(queries, gallery, labels, None, asked.paths, known.paths)
+    return Question(
+        queries,
+        gallery,
+        labels,
+        None,
+        asked.paths,
+        known.paths,
+        query_boxes=asked.boxes,
+        gallery_boxes=known.boxes,
+    )
 
 
 def apply(
