@@ -55,6 +55,17 @@ def test_ties_and_self_across_blocks(tmp_path, seed):
         assert torch.equal(found.score, expected.score)
 
 
+@pytest.mark.parametrize("query_block", [1, 8, 33])
+def test_blocks_of_queries_may_find_more_or_less_in_a_later_block(tmp_path, query_block):
+    gallery = Embeddings(shuffled_ids(3000), unit(3000, 8))
+    queries = Embeddings(shuffled_ids(70, 1, "q"), unit(70, 8, 1))
+    held = Stored(files(tmp_path, gallery, []), 1000)
+    expected = search(queries, gallery, 9)
+    found = search(queries, held, 9, query_block=query_block)
+    assert torch.equal(found.index, expected.index)
+    assert torch.equal(found.score, expected.score)
+
+
 def test_later_blocks_need_only_what_beats_the_earlier(tmp_path, monkeypatch):
     """Sorted by similarity, best first: nothing of the second half is a candidate."""
     query = unit(1, 16)

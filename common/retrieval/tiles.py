@@ -75,8 +75,10 @@ def candidates(
             score, index = _tile_top(tile, real, width, least)
             found = score, torch.where(index < 0, -1, index + row)
             best[start] = _merged(known, found, width)
-    score = torch.cat([part[0] for part in best.values()])
-    index = torch.cat([part[1] for part in best.values()])
+    # Above a floor some blocks of queries find more than others.
+    widest = max(part[0].shape[1] for part in best.values())
+    score = torch.cat([_widened(part[0], widest, -torch.inf) for part in best.values()])
+    index = torch.cat([_widened(part[1], widest, -1) for part in best.values()])
     score, place = score.sort(1, descending=True)
     return score, index.gather(1, place)
 
@@ -193,6 +195,10 @@ def _padded(row: torch.Tensor, column: torch.Tensor, score: torch.Tensor, rows: 
     columns = column.new_full((rows, widest), -1)
     scores[row, place], columns[row, place] = score, column
     return scores, columns
+
+
+def _widened(part: torch.Tensor, columns: int, value: float) -> torch.Tensor:
+    return torch.nn.functional.pad(part, (0, columns - part.shape[1]), value=value)
 
 
 def _merged(known: Top | None, found: Top, width: int) -> Top:
