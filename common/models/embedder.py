@@ -12,13 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.config import suggestion
 from common.models.fusion import DOLG
+from common.models.neck import NECKS, build_neck, choose, keep_frozen, neck_output
 from common.models.pooling import build_pooling
 from common.models.stages import Stages, freeze
 from common.models.weights import load_backbone
 
-NECKS = ("none", "bn", "fc_bn", "fc_bn_prelu", "fc_swish")
 FUSIONS = ("none", "dolg")
 
 
@@ -61,14 +60,15 @@ class Embedder(nn.Module):
         FileNotFoundError: no pretrained weights where the config wants them.
     """
 
+    inputs = ("image",)  # of a batch, in the order of forward's arguments
     mean: torch.Tensor
     std: torch.Tensor
 
     def __init__(self, config: ModelConfig, *, load: bool = True) -> None:
         super().__init__()
-        _choose("neck", config.neck, NECKS)
-        _choose("fusion", config.fusion, FUSIONS)
-        self.config = config
+        choose("neck", config.neck, NECKS)
+        choose("fusion", config.fusion, FUSIONS)
+        self.config, self.name = config, config.backbone
         self.backbone, self.card = load_backbone(
             config.backbone,
             config.weights if load else "none",
@@ -91,7 +91,7 @@ class Embedder(nn.Module):
         freeze(self.backbone, config.freeze)
         self.pool = _build_pool(config, dims, self.stages.token_dim)
         self.dropout = nn.Dropout(config.dropout)
-        self.neck, self.embedding_dim = _build_neck(config, self.pool.dim)
+        self.neck, self.embedding_dim = build_neck(config.neck, self.pool.dim, config.dim)
         self.train()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -100,11 +100,15 @@ class Embedder(nn.Module):
         Args:
             images: `(B, 3, H, W)` RGB, uint8 or float in [0, 1]; never normalised by the caller.
         """
-        maps, token = self.stages(self.backbone, self._prepare(images))
-        pooled = self.pool(maps, token)
-        with torch.autocast(pooled.device.type, enabled=False):
-            vectors: torch.Tensor = self.neck(self.dropout(pooled.float()))
-        return vectors
+        return self.head(*self.maps(images))
+
+    def maps(self, images: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """What is pooled: the maps `(B, C, H, W)` of the stages, and the class token if any."""
+        return self.stages(self.backbone, self._prepare(images))
+
+    def head(self, maps: list[torch.Tensor], token: torch.Tensor | None) -> torch.Tensor:
+        """Embeddings `(B, embedding_dim)` of what `maps` gave."""
+        return neck_output(self.neck, self.dropout, self.pool(maps, token))
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """Unit embeddings, `(B, embedding_dim)` float32; eval and no-grad mode are the caller's."""
@@ -113,10 +117,7 @@ class Embedder(nn.Module):
     def train(self, mode: bool = True) -> Embedder:
         """Training mode, except for the frozen parts: those stay as they are used at inference."""
         super().train(mode)
-        for module in self.backbone.modules():
-            own = list(module.parameters())
-            if own and not any(parameter.requires_grad for parameter in own):
-                module.eval()
+        keep_frozen(self.backbone)
         return self
 
     def _prepare(self, images: torch.Tensor) -> torch.Tensor:
@@ -191,29 +192,3 @@ def _build_pool(config: ModelConfig, dims: list[int], token_dim: int) -> StagePo
         return StagePool([], fusion, token=token, dim=2 * config.fusion_dim + token * token_dim)
     pools = [pooling() for _ in dims] if plain else []
     return StagePool(pools, None, token=token, dim=sum(dims) * width + token * token_dim)
-
-
-def _build_neck(config: ModelConfig, pooled: int) -> tuple[nn.Module, int]:
-    """The neck and the length of the embedding."""
-    if config.neck == "none":
-        return nn.Identity(), pooled
-    if config.neck == "bn":
-        norm = nn.BatchNorm1d(pooled)
-        # A shift would move the origin that cosines are taken from (whale 2019, 1st and 2nd).
-        norm.bias.requires_grad_(False)
-        return norm, pooled
-    linear = nn.Linear(pooled, config.dim, bias=config.neck in ("fc_bn_prelu", "fc_swish"))
-    # Orthonormal rows keep distances nearly: a fresh neck does not spoil good features.
-    nn.init.orthogonal_(linear.weight)
-    if config.neck == "fc_swish":  # landmark recognition 2020, 3rd
-        return nn.Sequential(linear, nn.SiLU()), config.dim
-    parts: list[nn.Module] = [linear, nn.BatchNorm1d(config.dim)]
-    if config.neck == "fc_bn_prelu":  # "option D" of landmark recognition 2020, 1st
-        parts.append(nn.PReLU())
-    return nn.Sequential(*parts), config.dim
-
-
-def _choose(key: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        near = suggestion(value, known) or "."
-        raise ValueError(f"model.{key}={value!r}{near} Known: {', '.join(known)}")

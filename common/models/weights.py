@@ -64,7 +64,7 @@ def load_backbone(
         source, path = "hub", hub_file(name)
         state = read_state(path)
     else:
-        source, path = "file", _find_file(weights)
+        source, path = "file", find_file(weights)
         state = read_state(path)
     card = {"source": source, "file": path.name, "sha256": sha256(path)}
     return _fill(name, state, options, path), card
@@ -120,7 +120,7 @@ def hub_file(name: str, *, timeout: float = 4.0) -> Path:
         cached = huggingface_hub.try_to_load_from_cache(repository, file, revision=revision or None)
         if isinstance(cached, str):
             return Path(cached)
-    if not _hub_answers(timeout):
+    if not hub_answers(timeout):
         raise FileNotFoundError(
             f"No weights for {name}: {constants.ENDPOINT} does not answer and {repository} is not "
             f"in {constants.HF_HUB_CACHE}. Connect once, or {advice}."
@@ -168,7 +168,8 @@ def read_state(path: Path) -> State:
     return state
 
 
-def _hub_answers(timeout: float) -> bool:
+def hub_answers(timeout: float) -> bool:
+    """Whether the hub answers within so many seconds; one question, and none in offline mode."""
     if constants.HF_HUB_OFFLINE:
         return False
     answered = threading.Event()
@@ -190,7 +191,12 @@ def _hub_answers(timeout: float) -> bool:
     return answered.is_set()
 
 
-def _find_file(word: str) -> Path:
+def find_file(word: str) -> Path:
+    """The weight file of `model.weights`, a file or a folder with one clear file of weights.
+
+    Raises:
+        FileNotFoundError: no such file, or none or several in the folder.
+    """
     path = Path(word).expanduser()
     if path.is_dir():
         names = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
