@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from competitions.whale import make_sample
+from competitions.whale.menagerie import scenes
 from competitions.whale.menagerie.units import draw, find_units
 
 SAMPLE = Path(make_sample.__file__).parent / "sample"
@@ -64,6 +65,38 @@ def test_boxes_lie_inside_their_pictures():
             assert 0 <= x0 < x1 <= width
             assert 0 <= y0 < y1 <= height
     assert not boxes
+
+
+def test_points_are_the_corners_of_the_drawing_and_turn_clockwise():
+    boxes = {r["Image"]: [int(r[k]) for k in ("x0", "y0", "x1", "y1")] for r in rows("bboxs.csv")}
+    points = {
+        r["Image"]: np.array([[float(r[f"x{p}"]), float(r[f"y{p}"])] for p in range(4)])
+        for r in rows("keypoints.csv")
+    }
+    assert set(points) == set(boxes)
+    for name, corners in points.items():
+        x0, y0, x1, y1 = boxes[name]
+        middle = corners.mean(0)
+        assert x0 <= middle[0] <= x1
+        assert y0 <= middle[1] <= y1
+        a, b = corners[1] - corners[0], corners[3] - corners[0]
+        assert a[0] > abs(a[1])  # the upper edge goes to the right, never on its head
+        assert a[0] * b[1] - a[1] * b[0] > 0
+
+
+@pytest.mark.parametrize("degrees", [-16.0, 0.0, 11.0])
+def test_a_turned_drawing_has_its_corners_where_they_are_said_to_be(degrees):
+    sprite = np.zeros((60, 40, 4), np.float32)
+    sprite[..., 3] = 1
+    for y, x in ((0, 0), (0, 34), (54, 34), (54, 0)):
+        sprite[y : y + 6, x : x + 6, :3] = 1
+    turned, corners = scenes._turned(sprite, degrees)
+    light = (turned[..., 0] > 0.5).astype(np.uint8)
+    _, _, _, middles = cv2.connectedComponentsWithStats(light)
+    inner = corners + (corners.mean(0) - corners) * (6 / np.array([40, 60])).mean()
+    for middle in middles[1:]:
+        assert np.linalg.norm(inner - middle, axis=1).min() < 2.5
+    assert len(middles) == 5
 
 
 def test_units_keep_whole_drawings_of_several_actions(art):

@@ -60,19 +60,21 @@ class Picture:
         """The Id."""
         return f"w_{digest(SEED, 'id', self.unit.name, digits=7)}" if self.known else NEW
 
-    def make(self, land: Land) -> tuple[bytes, tuple[int, int, int, int]]:
-        """The JPEG file and the box around the individual."""
+    def make(self, land: Land) -> tuple[bytes, tuple[int, int, int, int], np.ndarray]:
+        """The JPEG file, the box around the individual, and the `(4, 2)` corners of its drawing."""
         rng = stream(SEED, self.name)
         actions = list(self.unit.actions.values())
         hidden = actions[self.unit.key % len(actions)]  # only test shows it
         frames = [f for a in actions if (a is hidden) == (self.split == "test") for f in a]
         frame = frames[(self.number + self.unit.key) % len(frames)]
         size = int(rng.integers(168, 209)), int(rng.integers(112, 145))
-        image, box = picture(land, draw(frame, float(rng.uniform(0, 360))), size, rng)
+        image, box, points = picture(land, draw(frame, float(rng.uniform(0, 360))), size, rng)
         if rng.random() < 0.15:
             image = np.ascontiguousarray(image[:, ::-1])
             box = size[0] - box[2], box[1], size[0] - box[0], box[3]
-        return encode_jpeg(image, int(rng.integers(72, 89))), box
+            # The left ones stay left: points name places in the picture, not parts of the drawing.
+            points = np.array([size[0], 0]) + points[[1, 0, 3, 2]] * (-1, 1)
+        return encode_jpeg(image, int(rng.integers(72, 89))), box, points
 
 
 def pictures(units: list[Unit], known: list[int]) -> list[Picture]:
@@ -107,10 +109,11 @@ def build(images: Path, out: Path, *, known: list[int] | None = None) -> dict[st
     if (out / "train").exists():
         raise FileExistsError(f"{out} already holds a sample: remove it or give another --out.")
     land, made = Land(images), pictures(find_units(images), known or KNOWN)
-    boxes = []
+    boxes, corners = [], []
     for one in made:
-        data, box = one.make(land)
+        data, box, points = one.make(land)
         boxes.append(",".join(map(str, (one.name, *box))))
+        corners.append(",".join([one.name, *(f"{v:.1f}" for v in points.ravel())]))
         with atomic(out / one.split / one.name) as temporary:
             temporary.write_bytes(data)
     train = [p for p in made if p.split == "train"]
@@ -122,6 +125,7 @@ def build(images: Path, out: Path, *, known: list[int] | None = None) -> dict[st
         "solution.csv": ["Image,Id", *(f"{p.name},{p.label}" for p in test)],
         "sample_submission.csv": ["Image,Id", *(f"{p.name},{guess}" for p in test)],
         "bboxs.csv": ["Image,x0,y0,x1,y1", *boxes],
+        "keypoints.csv": ["Image,x0,y0,x1,y1,x2,y2,x3,y3", *corners],
     }.items():
         write_text(out / name, "\n".join(rows) + "\n")
     if not (out / "LICENSE").exists():
@@ -155,7 +159,8 @@ Small pictures of individuals in the layout of Humpback Whale Identification, ma
 
 One unit is one individual; team colors, ground, light, tilt and side change from picture to
 picture. What an individual does in test it never does in train. Individuals behind `new_whale` are
-others in test than in train. `bboxs.csv` (Image,x0,y0,x1,y1) has a box around each individual, and
+others in test than in train. `bboxs.csv` (Image,x0,y0,x1,y1) has a box around each individual,
+`keypoints.csv` (Image,x0,y0,...,x3,y3) the corners of its drawing, upper left first, clockwise, and
 `solution.csv` the answers.
 
 | what | how many |

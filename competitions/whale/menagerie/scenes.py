@@ -76,8 +76,11 @@ class Land:
 
 def picture(
     land: Land, sprite: Image, size: tuple[int, int], rng: np.random.Generator
-) -> tuple[Image, tuple[int, int, int, int]]:
-    """The picture `(H, W, 3)` of an individual and the box `(x0, y0, x1, y1)` around it.
+) -> tuple[Image, tuple[int, int, int, int], np.ndarray]:
+    """The picture `(H, W, 3)` of an individual, the box `(x0, y0, x1, y1)` around it, and points.
+
+    The points `(4, 2)` are the corners of its drawing, the upper left one first, clockwise: where
+    the camera sees them, outside of the picture too.
 
     Args:
         land: what it stands on and among.
@@ -88,7 +91,7 @@ def picture(
     canvas = land.ground(rng)
     height = rng.uniform(110, 170)  # the individual's on the canvas, before the camera
     scale = min(height / sprite.shape[0], 1.4 * height / sprite.shape[1])
-    sprite = _turned(tint(resize(sprite, scale), rng, strength=0.12), rng.uniform(-16, 16))
+    sprite, drawn = _turned(tint(resize(sprite, scale), rng, strength=0.12), rng.uniform(-16, 16))
     x, y = rng.uniform(0.38, 0.62) * CANVAS, rng.uniform(0.6, 0.75) * CANVAS
     slope = float(rng.uniform(-0.9, 0.9))
     paste(canvas, shadow(sprite, slope=slope, length=0.45, darkness=0.35), x + slope * 25, y)
@@ -104,33 +107,45 @@ def picture(
         tilt=0.05,
     )
     image = photograph(np.clip(canvas, 0, 1), corners, size)
-    return degrade(relight(image, rng, strength=0.8), rng), _box(sprite, x, y, corners, size)
+    place = np.array([x - sprite.shape[1] / 2, y - sprite.shape[0]])  # of its upper left corner
+    seen = _seen(_rectangle(sprite) + place, corners, size)
+    points = _seen(drawn + place, corners, size)
+    return degrade(relight(image, rng, strength=0.8), rng), _box(seen, size), points
 
 
-def _box(
-    sprite: Image, x: float, y: float, corners: np.ndarray, size: tuple[int, int]
-) -> tuple[int, int, int, int]:
-    """Where the sprite's rectangle lies in the picture, cut at the border."""
+def _rectangle(sprite: Image) -> np.ndarray:
+    """`(4, 2)` corners of a sprite, the upper left one first, clockwise."""
     height, width = sprite.shape[:2]
+    return np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
+
+
+def _seen(points: np.ndarray, corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """`(P, 2)` where the picture of these corners of the canvas shows points of the canvas."""
     frame = np.array([[0, 0], [size[0], 0], [size[0], size[1]], [0, size[1]]], np.float32)
     warp = cv2.getPerspectiveTransform(corners.astype(np.float32), frame)
-    left, top = x - width / 2, y - height
-    rectangle = np.array(
-        [[[left, top], [left + width, top], [left + width, y], [left, y]]], np.float32
-    )
-    seen = cv2.perspectiveTransform(rectangle, warp)[0]
+    return np.asarray(cv2.perspectiveTransform(points[None].astype(np.float32), warp)[0])
+
+
+def _box(seen: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The upright box around points, cut at the border of the picture."""
     low = np.clip(np.floor(seen.min(0)), 0, np.array(size) - 1).astype(int)
     high = np.clip(np.ceil(seen.max(0)), low + 1, size).astype(int)
     return int(low[0]), int(low[1]), int(high[0]), int(high[1])
 
 
-def _turned(sprite: Image, degrees: float) -> Image:
-    """The sprite rotated about its middle."""
+def _turned(sprite: Image, degrees: float) -> tuple[Image, np.ndarray]:
+    """The sprite rotated about its middle, and where its corners `(4, 2)` are in the result."""
     height, width = sprite.shape[:2]
     side = int(np.ceil(np.hypot(height, width)))
     warp = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1.0)
     warp[:, 2] += (side - width) / 2, (side - height) / 2
-    return trim(np.asarray(cv2.warpAffine(sprite, warp, (side, side)), np.float32))
+    turned = np.asarray(cv2.warpAffine(sprite, warp, (side, side)), np.float32)
+    trimmed = trim(turned)
+    # OpenCV counts from the middle of the first pixel, we from its corner.
+    corners = (_rectangle(sprite) - 0.5) @ warp[:, :2].T + warp[:, 2] + 0.5
+    seen = turned[..., 3] > 0.1  # as `trim` has it
+    start = np.array([np.flatnonzero(seen.any(0))[0], np.flatnonzero(seen.any(1))[0]])
+    return trimmed, corners - start
 
 
 @lru_cache(maxsize=1024)
