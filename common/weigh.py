@@ -30,10 +30,13 @@ def search_weights(
     rest, until a whole round gains nothing or `rounds` are over. Equal weights win ties.
 
     Raises:
-        ValueError: bad `method`, n < 1, a NaN score, or more than 100,000 points on the simplex.
+        ValueError: bad `method`, n, steps or rounds < 1, a NaN score, or more than 100,000 points
+        on the simplex.
     """
-    if n < 1:
-        raise ValueError(f"search_weights: n must be at least 1, got {n}.")
+    if min(n, steps, rounds) < 1:
+        raise ValueError(
+            f"search_weights: n, steps and rounds must be at least 1, got {n}, {steps}, {rounds}."
+        )
     if method not in ("coordinate", "simplex"):
         raise ValueError(f"search_weights: method must be coordinate or simplex, got {method!r}.")
     grid = _simplex(n, steps) if method == "simplex" else np.zeros((0, n))

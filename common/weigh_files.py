@@ -118,7 +118,7 @@ def weigh_files(
         metric: `auc`, `average_precision`, `accuracy` or `map5`.
         by: `scores` as they are, or `ranks` of each file's scores among themselves.
         method: `coordinate` or `simplex`, see `search_weights`.
-        steps: weights are multiples of 1 / steps.
+        steps: how fine, see `search_weights`.
         seed: of the order in which `coordinate` moves.
 
     Raises:

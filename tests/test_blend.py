@@ -213,5 +213,6 @@ def test_search_weights_says_what_is_wrong():
         search_weights(lambda w: float("nan"), 2)
     with pytest.raises(ValueError, match="coordinate or simplex"):
         search_weights(target, 3, method="random")
-    with pytest.raises(ValueError, match="n must be at least 1"):
-        search_weights(target, 0)
+    for n, settings in ((0, {}), (2, {"steps": 0, "method": "simplex"}), (2, {"rounds": 0})):
+        with pytest.raises(ValueError, match="n, steps and rounds must be at least 1"):
+            search_weights(target, n, **settings)
