@@ -81,6 +81,7 @@ class Embedder(nn.Module):
             self.register_buffer(name, value, persistent=False)
         self.stages = Stages(self.backbone, config.stages)
         dims = self.stages.probe(self.backbone, config.in_size or int(settings["input_size"][1]))
+        self.map_dims = dims
         if config.grad_checkpointing:
             try:
                 self.backbone.set_grad_checkpointing(True)  # type: ignore[operator]

@@ -168,6 +168,22 @@ def read_state(path: Path) -> State:
     return state
 
 
+def read_run(run: Path) -> State:
+    """The tensors of a run folder's whole model by their names, on the CPU.
+
+    Raises:
+        ValueError: its `weights.safetensors` is not that of a run.
+    """
+    path = run / "weights.safetensors"
+    try:
+        state = {k[6:]: v for k, v in load_file(path).items() if k.startswith("model.")}
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read ({error}): train again.") from None
+    if not state:
+        raise ValueError(f"{path} holds no model of this kit: name a run folder of train.py.")
+    return state
+
+
 def hub_answers(timeout: float) -> bool:
     """Whether the hub answers within so many seconds; one question, and none in offline mode."""
     if constants.HF_HUB_OFFLINE:
