@@ -15,11 +15,14 @@ import torch
 import yaml
 
 from common.config import ConfigError, keys, load
+from common.data.samplers import PK
 from common.data.tables import DataError
+from common.losses.pair import TripletLoss
 from common.submission import check as check_file
 from common.types import Neighbors, Table
 from competitions.whale.config import BASE, Config, check, criterion_of
 from competitions.whale.data import DataConfig, read
+from competitions.whale.material import Material
 from competitions.whale.ranking import Held, average_precision
 from competitions.whale.twins import doubled, joined_centers, twin_names
 
@@ -183,6 +186,138 @@ TRAIN = "Image,Id\n"
 def test_files_that_cannot_be_used_are_named(root, tmp_path, name, text, message):
     with pytest.raises(DataError, match=message):
         read(copied(root, tmp_path, name, text))
+
+
+POINTS = "Image,x0,y0,x1,y1,x2,y2\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Image,x0,y0,x1,y1\ntrain00.jpg,1,2,3,4\n", "has 2 points"),
+        (POINTS + "train00.jpg,1,2,3,four,5,6\n", "y1 'four' is not a number"),
+        (POINTS + "train00.jpg,1,1,9,1,9,9\ntrain00.jpg,1,1,9,1,9,9\n", "occurs twice"),
+        (POINTS + "../a.jpg,1,1,9,1,9,9\n", "plain file name"),
+        (POINTS + "test10.jpg,1,1,9,1,9,9\n", "nothing to align to"),
+        (POINTS + "train00.jpg,1,1,5,5,9,9\n", "on a line"),
+    ],
+)
+def test_points_that_cannot_be_used_are_named(root, tmp_path, text, message):
+    (tmp_path / "points.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read(DataConfig(root=str(root), keypoints=str(tmp_path / "points.csv")))
+
+
+def test_points_align_train_and_test_and_those_outside_are_said(root, tmp_path):
+    rows = ["train00.jpg,8,8,32,8,32,32", "train01.jpg,8,8,32,8,,32", "test10.jpg,9,9,30,9,30,30"]
+    rows += ["train02.jpg,908,8,932,8,932,32", "nobody.jpg,1,1,9,1,9,9"]
+    (tmp_path / "points.csv").write_text(POINTS + "\n".join(rows) + "\n")
+    found = read(DataConfig(root=str(root), keypoints=str(tmp_path / "points.csv"), box_margin=0))
+    aligned = found.train.ids[found.train.frames.any(1)].tolist()
+    assert aligned == ["train00.jpg", "train02.jpg"]
+    assert found.test.ids[found.test.frames.any(1)].tolist() == ["test10.jpg"]
+    warned = "\n".join(found.warnings)
+    assert "1 keypoints are of images that are in neither train nor test" in warned
+    assert "have points outside of them, the first is train02.jpg" in warned
+    assert "2 train and 1 test images aligned" in found.describe()
+
+
+def test_boxes_outside_of_their_images_are_said(root, tmp_path):
+    text = "Image,x0,y0,x1,y1\ntrain00.jpg,100,1,120,9\ntrain01.jpg,1,1,900,900\n"
+    found = read(copied(root, tmp_path, "bboxs.csv", text))
+    (warning,) = (text for text in found.warnings if "outside" in text)
+    assert warning.startswith("1 of 2 train images")
+    assert "train00.jpg" in warning
+
+
+def test_boxes_of_several_files_take_turns_and_follow_the_twins(root, tmp_path):
+    other = tmp_path / "other.csv"
+    other.write_text("Image,x0,y0,x1,y1\ntrain00.jpg,1,2,3,4\n")
+    mix = f"data.box_mix=[{{boxes: bboxs.csv, share: 0.5}}, {{boxes: {other}, share: 0.3}}, "
+    mix += "{boxes: none, share: 0.2}]"
+    twins = ["twins=true", "view.join_flip=true", "data.fold=-1", "unknown.by=share"]
+    config = load(Config, BASE, [f"data.root={root}", "data.box_margin=0", mix, *twins])
+    material = Material.of(read(config.data), config, None)
+    assert len(material.mix.boxes) == len(material.table) == len(material.mirror)
+    rows = np.flatnonzero(np.char.startswith(material.table.ids, "train00.jpg"))
+    assert len(rows) == 2
+    for row in rows:
+        assert material.mix.boxes[row].tolist() == [[4, 4, 40, 36], [1, 2, 3, 4]]
+    for line in ("{boxes: none, share: 0}", "{boxes: none, share: -1}"):
+        config = load(Config, BASE, [f"data.root={root}", f"data.box_mix=[{line}]"])
+        with pytest.raises(DataError, match="shares must be positive"):
+            Material.of(read(config.data), config, None)
+    config = load(Config, BASE, [f"data.root={root}", "data.box_mix=[{boxes: a.csv, share: 1}]"])
+    with pytest.raises(FileNotFoundError, match=r"No file a\.csv"):
+        Material.of(read(config.data), config, None)
+
+
+def pseudo(root, tmp_path, rows, *arguments):
+    path = tmp_path / "pseudo.csv"
+    path.write_text("Image,Id,score\n" + "".join(f"{name},{who},0.9\n" for name, who in rows))
+    options = [f"data.root={root}", f"data.pseudo={path}", "data.folds=3", *arguments]
+    config = load(Config, BASE, options)
+    data = read(config.data)
+    held = Held.of(data, config)
+    return data, held, Material.of(data, config, held)
+
+
+def test_pseudo_labels_are_trained_on_and_never_validate(root, tmp_path):
+    everyone = [(f"test{who}1.jpg", f"w_{who}") for who in range(5)]
+    rows = [*everyone, ("test50.jpg", "new_whale")]
+    data, held, material = pseudo(root, tmp_path, rows, "data.unseen=0.2")
+    extra = ~np.isin(material.table.ids, data.train.ids)
+    (unseen,) = set(data.train.labels[held.split.unseen])
+    wanted = {name for name, who in rows if who != f"w_{unseen}"}
+    assert set(material.table.ids[extra]) == wanted
+    labels = dict(zip(material.table.ids.tolist(), material.table.labels.tolist(), strict=True))
+    assert all(labels[f"test{who}1.jpg"] == who for who in range(5) if who != unseen)
+    assert labels["test50.jpg"] == -1
+    assert "1 left out whose individual is held out" in material.remarks[0]
+    # What validates is what validates without them, and none of it is trained on.
+    config = load(Config, BASE, [f"data.root={root}", "data.folds=3", "data.unseen=0.2"])
+    plain = Held.of(read(config.data), config)
+    for mine, theirs in zip(held.asked, plain.asked, strict=True):
+        assert np.array_equal(mine, theirs)
+    validating = held.table.ids[np.union1d(held.asked.queries, held.asked.gallery)]
+    assert set(validating).isdisjoint(material.table.ids[extra])
+    assert set(held.table.ids[held.asked.queries]).isdisjoint(material.table.ids)
+    assert len(data.train) == len(held.table)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (("train00.jpg", "w_0"), "train00.jpg is no test image"),
+        (("test00.jpg", "w_9"), "w_9 is no Id of train"),
+    ],
+)
+def test_pseudo_labels_that_cannot_be_used_are_named(root, tmp_path, row, message):
+    with pytest.raises(DataError, match=message):
+        pseudo(root, tmp_path, [row])
+
+
+def test_an_individual_of_mirrored_duplicates_alone_breaks_nothing(root, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(root, folder)
+    picture = cv2.imread(str(root / "train" / "train00.jpg"))
+    cv2.imwrite(str(folder / "train" / "flipped.jpg"), picture[:, ::-1])
+    with (folder / "train.csv").open("a") as file:
+        file.write("flipped.jpg,w_7\n")
+    lines = (folder / "train.csv").read_text().replace("train00.jpg,w_0", "train00.jpg,w_7")
+    (folder / "train.csv").write_text(lines)
+    arguments = [f"data.root={folder}", "data.folds=3", "twins=true", "view.join_flip=true"]
+    config = load(Config, BASE, arguments)
+    data = read(config.data)
+    held = Held.of(data, config)
+    table = Material.of(data, config, held).table
+    assert set(held.asked.queries).isdisjoint(held.asked.gallery)
+    sampler = PK(table.labels, batch_size=8, seed=0, k=4)
+    drawn = np.concatenate([[row for row, _ in batch] for batch in sampler])
+    assert set(drawn) == set(np.flatnonzero(table.labels >= 0))
+    rows = np.concatenate([np.flatnonzero(table.labels == c)[:2] for c in np.unique(table.labels)])
+    loss = TripletLoss()(torch.randn(len(rows), 4), torch.from_numpy(table.labels[rows]))
+    assert loss.isfinite()
 
 
 def test_oddities_are_warnings(root, tmp_path):
