@@ -107,10 +107,11 @@ class Commands(Generic[C]):
         if not settings.runs:
             raise ConfigError("runs= is empty: name the runs to join, runs=[runs/a,runs/b]")
         members: list[Any] = [self.infer(doc, [f"run={run}"]) for run in settings.runs]
-        weights = settings.ensemble.weights
-        if weights and len(weights) != len(members):
+        weights, lists = settings.ensemble.weights, getattr(settings.ensemble, "lists", [])
+        if weights and len(weights) != len(members) + len(lists):
+            more = f" and {len(lists)} lists" if lists else ""
             raise ConfigError(
-                f"ensemble.weights has {len(weights)} numbers for {len(members)} runs."
+                f"ensemble.weights has {len(weights)} numbers for {len(members)} runs{more}."
             )
         for run, member in zip(settings.runs, members, strict=True):
             for key in self.shared:

@@ -1,4 +1,4 @@
-"""Several runs as one ranking: by embeddings, scores or ranks, with weights found on validation."""
+"""Several runs as one ranking: by embeddings, scores, ranks, or trees, fitted on validation."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from common import blend, weigh
 from common.entry import say
 from common.notes import Notes
 from common.pipeline.ranking import Question, reads
+from common.pipeline.stacked import Stacked
 from common.pipeline.vectors import Vectors, side_by_side
 from common.steps import Step
 from common.types import Neighbors
@@ -34,6 +35,10 @@ class Join:
         narrow: a run's vectors cut down to what validation compares: joining all embeddings for
             each weight would take hours.
         seed: of the search.
+        top: for scores and ranks, so many of each list; 0: all.
+        missing: for scores, of what a list lacks: `lowest` or `zero`.
+        lists: whether held-out -> further answers to the same question, whose weights come last.
+        stacked: learns and answers, when `by` is stacked.
     """
 
     def __init__(
@@ -47,8 +52,13 @@ class Join:
         *,
         narrow: Callable[[Vectors], Vectors] | None = None,
         seed: int = 0,
+        top: int = 0,
+        missing: str = "lowest",
+        lists: Callable[[bool], Sequence[Neighbors]] = lambda validation: (),
+        stacked: Stacked | None = None,
     ) -> None:
         self.settings, self.vectors, self.respond, self.score = settings, vectors, answer, score
+        self.top, self.missing, self.lists, self.stacked = top, missing, lists, stacked
         self.steps = [steps] if settings.by == "embeddings" else list(own)
         self.narrow, self.seed = narrow, seed
         self.answers: dict[tuple[bool, bool], list[tuple[Question, Neighbors]]] = {}
@@ -57,23 +67,25 @@ class Join:
         """The given weights, or those with the best score on held-out images; said aloud.
 
         Args:
-            runs: the run folders, for the words.
+            runs: the run folders, then the files of `lists`, for the words.
             what: a word before them: the task.
         """
         before = f"{what}: " if what else ""
-        found = self._weights(before)
+        if self.stacked is not None:
+            return []
+        found = self._weights(before, len(runs))
         shares = ", ".join(f"{Path(r).name} {w:.2f}" for r, w in zip(runs, found, strict=True))
         say(f"{before}weights by {self.settings.by}: {shares}")
         return found
 
-    def _weights(self, before: str) -> list[float]:
+    def _weights(self, before: str, count: int) -> list[float]:
         given = self.settings.weights
-        if given or len(self.vectors) == 1:
+        if given or count == 1:
             return list(given) or [1.0]
         measure = self.score
         if measure is None:
-            say("nothing is held out (data.fold=-1): equal weights")
-            return [1 / len(self.vectors)] * len(self.vectors)
+            say("nothing is held out: equal weights")
+            return [1 / count] * count
         used = [step for chosen in self.steps for step in chosen]
         vectors = list(self.vectors)
         if self.narrow is not None and not (self.settings.whiten or reads(used, "train")):
@@ -82,9 +94,7 @@ class Join:
         def value(weights: Any) -> float:
             return measure(*self.answer(weights, True, slow=False, vectors=vectors))
 
-        found, best = weigh.search_weights(
-            value, len(vectors), steps=self.settings.steps, seed=self.seed
-        )
+        found, best = weigh.search_weights(value, count, steps=self.settings.steps, seed=self.seed)
         left_out = sorted({step["name"] for step in used} & set(SLOW))
         without = f", without {' and '.join(left_out)}" if left_out else ""
         say(f"{before}the best weights give {best:.4f} on held-out images{without}")
@@ -108,17 +118,36 @@ class Join:
             vectors: in the place of the runs' own.
             notes: filled with what the steps of joined embeddings found out.
         """
+        if self.stacked is not None:
+            return self.stacked.answer(
+                lambda held: self._parts(held, True, self.vectors), validation, notes
+            )
         vectors = vectors or self.vectors
-        steps = [[s for s in chosen if slow or s["name"] not in SLOW] for chosen in self.steps]
         if self.settings.by == "embeddings":
             joined = side_by_side(vectors, weights, whiten=self.settings.whiten)
-            return self.respond(joined, steps[0], validation, notes)
+            return self.respond(joined, self._chosen(slow)[0], validation, notes)
+        parts = self._parts(validation, slow, vectors)
+        found = [one for _, one in parts] + list(self.lists(validation))
+        wide = None  # as many as the longest list has
+        if self.top:
+            found = [one.top(self.top) for one in found]
+            wide = sum(one.index.shape[1] for one in found)
+        if self.settings.by == "ranks":
+            return parts[0][0], blend.blend_ranks(found, list(weights), k=wide)
+        mixed = blend.blend_scores(found, list(weights), missing=self.missing, k=wide)
+        return parts[0][0], mixed
+
+    def _parts(
+        self, validation: bool, slow: bool, vectors: Sequence[Vectors]
+    ) -> list[tuple[Question, Neighbors]]:
+        """Each run's own answer; kept, as it does not depend on the weights."""
         key = (validation, slow)
-        if key not in self.answers:  # the runs' own answers do not depend on the weights
+        if key not in self.answers:
             self.answers[key] = [
                 self.respond(own, chosen, validation, None)
-                for own, chosen in zip(vectors, steps, strict=True)
+                for own, chosen in zip(vectors, self._chosen(slow), strict=True)
             ]
-        parts = self.answers[key]
-        mix = blend.blend_scores if self.settings.by == "scores" else blend.blend_ranks
-        return parts[0][0], mix([found for _, found in parts], list(weights))
+        return self.answers[key]
+
+    def _chosen(self, slow: bool) -> list[list[Step]]:
+        return [[s for s in chosen if slow or s["name"] not in SLOW] for chosen in self.steps]

@@ -50,6 +50,8 @@ class Question:
         gallery_boxes: `(G, 4)`.
         truth: `(Q,)` int64 label of each query, -1 to be rejected; None where nobody knows.
         relevant: `(G,)` int64 label of each gallery row, for scoring retrieval only.
+        groups: `(Q,)` int64, equal for queries that show one thing, whether the gallery has it or
+            not: what learns from the truth must not see one of them and be scored on the other.
     """
 
     queries: Embeddings
@@ -60,6 +62,7 @@ class Question:
     gallery_paths: np.ndarray
     truth: np.ndarray | None = None
     relevant: np.ndarray | None = None
+    groups: np.ndarray | None = None
     query_boxes: np.ndarray | None = None
     gallery_boxes: np.ndarray | None = None
 

@@ -91,6 +91,8 @@ def check(settings: Config) -> Config:
     check_blend(settings.ensemble, stacked=True)
     if settings.ensemble.lists and settings.ensemble.by not in ("scores", "ranks"):
         raise ConfigError("ensemble.lists are joined by scores or ranks: set ensemble.by to one.")
+    if settings.ensemble.by == "stacked" and settings.ensemble.weights:
+        raise ConfigError("ensemble.by=stacked learns its own weights: leave ensemble.weights out.")
     if settings.ensemble.by == "stacked" and settings.data.fold < 0:
         raise ConfigError(
             "ensemble.by=stacked learns from held-out images, and data.fold=-1 holds none."

@@ -21,12 +21,14 @@ from common.entry import entry, say
 from common.notes import Notes
 from common.pipeline.join import Join
 from common.pipeline.ranking import Question
+from common.pipeline.stacked import Stacked
 from common.pipeline.vectors import Vectors, load
 from common.steps import Step
 from common.types import Neighbors
 
-from .config import COMMANDS
-from .data import read
+from .config import COMMANDS, Config, check
+from .data import Whale, read
+from .lists import Lists, listed, read_lists
 from .postprocess import Postprocess
 from .ranking import Held, apply, check_unknown, curve_of, held_question, test_question
 from .results import finish, output, start_run
@@ -35,17 +37,54 @@ from .results import finish, output, start_run
 def main(arguments: list[str]) -> dict[str, float]:
     """Scores of the ensemble; submission and report are in its folder."""
     config, members = COMMANDS.ensemble(__doc__ or "", arguments)
+    check(config)  # again, with the members' data
     out = Path(str(config.out))
     folder = out.with_suffix("") if out.suffix == ".csv" else out
     data = read(config.data)
-    held = Held.of(data, config)
+    files = {
+        path: read_lists(path, data, scores=config.ensemble.by == "scores")
+        for path in config.ensemble.lists
+    }
+    held = covered(Held.of(data, config), files)
     check_unknown(held, config.unknown)
     after = Postprocess.of(config.postprocess, data)
     path = output(config, folder)
     say(data.describe())
+    join = joined(config, members, data, held, files)
+    weights = join.weights([*config.runs, *files])
+
+    def find(validation: bool, notes: Notes) -> tuple[Question, Neighbors]:
+        return join.answer(weights, validation, notes=notes)
+
+    run = start_run(config, folder, data, "ensemble")
+    return finish(config, path, data, held, after, find, folder, run, joined=config.runs)
+
+
+def covered(held: Held | None, files: dict[str, Lists]) -> Held | None:
+    """What is held out, unless a list lacks some of it: then nothing can be fitted or scored."""
+    if held is None:
+        return None
+    ids = held.table.ids[held.asked.queries].tolist()
+    for path, found in files.items():
+        missing = sum(name not in found for name in ids)
+        if missing:
+            say(f"{path} lacks {missing} of {len(ids)} held-out images: none are used")
+            return None
+    return held
+
+
+def joined(
+    config: Config,
+    members: Sequence[Config],
+    data: Whale,
+    held: Held | None,
+    files: dict[str, Lists],
+) -> Join:
+    """The runs and lists as one."""
+    cache, device = Path(config.runs[0]).parent / "cache", this_device()
     tables = {"train": data.train, "test": data.test}
     vectors = [load(Path(run), tables, data.classes) for run in config.runs]
-    cache, device = Path(config.runs[0]).parent / "cache", this_device()
+    settings = config.ensemble
 
     def answer(
         own: Vectors, steps: Sequence[Step], validation: bool, notes: Notes | None
@@ -55,22 +94,29 @@ def main(arguments: list[str]) -> dict[str, float]:
         found = apply(list(steps), asked, own, data, inner, cache=cache, device=device, notes=notes)
         return asked, found
 
-    join = Join(
-        config.ensemble,
+    def lists(validation: bool) -> list[Neighbors]:
+        ids = data.test.ids
+        if validation and held is not None:
+            ids = held.table.ids[held.asked.queries]
+        return [listed(found, ids, path) for path, found in files.items()]
+
+    stacked = None
+    if settings.by == "stacked":
+        names = [Path(run).name for run in config.runs]
+        stacked = Stacked(settings.stack, names, top=settings.top, seed=config.seed)
+    return Join(
+        settings,
         vectors,
         config.ranking,
         [member.ranking for member in members],
         answer,
         None if held is None else lambda asked, found: curve_of(found, asked, config.unknown).value,
         seed=config.seed,
+        top=settings.top,
+        missing=settings.missing,
+        lists=lists,
+        stacked=stacked,
     )
-    weights = join.weights(config.runs)
-
-    def find(validation: bool, notes: Notes) -> tuple[Question, Neighbors]:
-        return join.answer(weights, validation, notes=notes)
-
-    run = start_run(config, folder, data, "ensemble")
-    return finish(config, path, data, held, after, find, folder, run, joined=config.runs)
 
 
 if __name__ == "__main__":

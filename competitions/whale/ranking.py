@@ -95,6 +95,9 @@ def held_question(vectors: Vectors, held: Held) -> Question:
     queries, gallery = held.table.take(asked.queries), held.table.take(asked.gallery)
     question = _question(vectors.train, queries, vectors.train, gallery)
     question.truth = asked.truth
+    # Who it is even where nobody shall know; strangers without a name are all different.
+    nameless = -1 - np.arange(len(queries))
+    question.groups = np.where(queries.labels < 0, nameless, queries.labels)
     return question
 
 
@@ -169,8 +172,13 @@ def check_unknown(held: Held | None, unknown: UnknownConfig) -> None:
     Raises:
         ConfigError: unknown.by=validation, and nobody to reject or nobody to recognise.
     """
-    if held is None or unknown.by != "validation":
+    if unknown.by != "validation":
         return
+    if held is None:
+        raise ConfigError(
+            "unknown.by=validation needs held-out images and there are none: set unknown.by=share, "
+            "or threshold with the value that an earlier run printed."
+        )
     strange = held.asked.truth < 0
     if strange.all() or not strange.any():
         what = "shows somebody known" if strange.all() else "is to be called unknown"

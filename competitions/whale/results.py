@@ -27,6 +27,7 @@ from common.types import Neighbors
 
 from .config import BASE, Config
 from .data import Whale
+from .lists import write_lists
 from .postprocess import Postprocess
 from .ranking import TOP, Held, answer, average_precision, curve_of
 
@@ -82,11 +83,14 @@ def finish(
     scores: dict[str, float] = {}
     analysis, notes = Analysis(), Notes()
     classes, curve = len(data.classes), None
+    lists = []
     if held is not None:
         asked, known = find(True, notes)
+        lists.append((asked.queries.ids, known))
         curve = curve_of(known, asked, config.unknown)
         scores |= analyse(config, asked, known, curve, data, after, analysis, run)
     question, found = find(False, Notes() if held is not None else notes)
+    write_lists(folder / "lists.csv", [(question.queries.ids, found), *lists], data)
     answers = answer(found, question, config.unknown, curve, classes)
     answers = after.apply(answers, question.queries.ids, test=True)
     write("whale", question.queries.ids, named(answers, data), path)
