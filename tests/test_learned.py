@@ -162,7 +162,7 @@ def test_inliers_are_features(monkeypatch):
     labels = torch.arange(240) % 8
     neighbors = search(queries, gallery, 20)
 
-    def count(lists, files, others, cache, settings, *, top, device):
+    def count(lists, files, others, cache, settings, *, top, **options):
         """Ten inliers where files say the class is the same."""
         index = lists.index[:, :top].numpy()
         right = others[index] == files[:, None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -33,6 +33,11 @@ STATE = {
     "query_boxes",
     "gallery_paths",
     "gallery_boxes",
+    "held_ids",
+    "askers",
+    "asker_labels",
+    "asker_paths",
+    "asker_boxes",
     "cache",
     "device",
     "notes",
@@ -52,6 +57,8 @@ class Question:
         relevant: `(G,)` int64 label of each gallery row, for scoring retrieval only.
         groups: `(Q,)` int64, equal for queries that show one thing, whether the gallery has it or
             not: what learns from the truth must not see one of them and be scored on the other.
+        held_ids: ids of gallery images that training has not seen, from which steps had better
+            learn; None: nothing is known of that.
     """
 
     queries: Embeddings
@@ -65,6 +72,7 @@ class Question:
     groups: np.ndarray | None = None
     query_boxes: np.ndarray | None = None
     gallery_boxes: np.ndarray | None = None
+    held_ids: np.ndarray | None = None
 
 
 def apply(
@@ -77,6 +85,7 @@ def apply(
     cache: Path,
     device: torch.device,
     pair_head: PairScores | None = None,
+    more: Mapping[str, Any] | None = None,
     notes: Notes | None = None,
 ) -> Neighbors:
     """What the steps make of a question, best first.
@@ -90,6 +99,7 @@ def apply(
         cache: folder for local features and matches.
         device: where networks run.
         pair_head: the run's trained comparison of two vectors, or None.
+        more: further entries of the state: `askers`, see `common.pipeline.halves`.
         notes: filled with what the steps found out.
     """
     state: dict[str, Any] = {
@@ -107,9 +117,12 @@ def apply(
         "query_boxes": question.query_boxes,
         "gallery_paths": question.gallery_paths,
         "gallery_boxes": question.gallery_boxes,
+        "held_ids": question.held_ids,
+        **dict.fromkeys(("askers", "asker_labels", "asker_paths", "asker_boxes")),
         "cache": cache,
         "device": device,
         "notes": Notes() if notes is None else notes,
+        **(more or {}),
     }
     neighbors: Neighbors = chain(steps, STEPS, STATE, "steps")(state)["neighbors"]
     return neighbors

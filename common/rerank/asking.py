@@ -19,7 +19,7 @@ class Round:
     """Queries with their gallery.
 
     Attributes:
-        asking: A embeddings.
+        asking: A embeddings, the first L of them rows of the source, or all from elsewhere.
         truth: `(A,)` int64 labels, -1 for images of no class.
         rows: `(L,)` int64 rows of the source, the first L that ask; behind them are negatives.
         left: `(G,)` int64 rows of the source that are the gallery.
@@ -107,3 +107,15 @@ def rounds(
             truth = np.concatenate([truth, np.full(len(new), -1)])
         found.append(Round(asking, truth, rows, np.setdiff1d(np.arange(len(source)), out)))
     return found
+
+
+def outside(askers: Embeddings, labels: torch.Tensor, size: int, most: int, seed: int) -> Round:
+    """One round of images that are not in the gallery of `size` images, at most `most` of them.
+
+    They ask as queries do: of their classes nothing is missing, and for -1 nothing is right. Their
+    `rows` are of `askers`.
+    """
+    rows = np.arange(len(askers))
+    if len(rows) > most:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
+    return Round(take(askers, rows), labels.cpu().numpy()[rows], rows, np.arange(size))

@@ -16,8 +16,8 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from common.notes import Notes
+from common.rerank.asking import outside, take
 from common.rerank.asking import rounds as asking_rounds
-from common.rerank.asking import take
 from common.rerank.boosted import PairModel
 from common.rerank.geometry import Settings
 from common.rerank.inliers import count_inliers
@@ -38,6 +38,10 @@ def lightgbm_rerank(
     train_paths: np.ndarray | None = None,
     negatives: Embeddings | None = None,
     held_ids: np.ndarray | None = None,
+    askers: Embeddings | None = None,
+    asker_labels: torch.Tensor | None = None,
+    asker_paths: np.ndarray | None = None,
+    asker_boxes: np.ndarray | None = None,
     query_paths: np.ndarray | None = None,
     gallery_paths: np.ndarray | None = None,
     query_boxes: np.ndarray | None = None,
@@ -73,7 +77,9 @@ def lightgbm_rerank(
 
     Beware: the backbone has seen these images, so their pairs look easier than those of new
     queries, and the out-of-fold figures in the report are too good. `held_ids`, when the pipeline
-    has them, are labelled images that it was not trained on: then only those ask. An expanded
+    has them, are labelled images of the gallery that it was not trained on: then only those ask.
+    `askers` are such images outside of a labelled gallery: then they ask alone, in one round, and
+    those of label -1 have no right candidate. An expanded
     gallery (`dba`) has every image mixed into its neighbors: put the step before the expansion, or
     leave that out.
 
@@ -87,6 +93,10 @@ def lightgbm_rerank(
         train_paths: their files, for `inliers`.
         negatives: images known to be of no class.
         held_ids: ids of labelled images that the backbone was not trained on.
+        askers: A other images that it was not trained on.
+        asker_labels: `(A,)` theirs, -1 for none of the gallery's.
+        asker_paths: `(A,)` their files, for `inliers`.
+        asker_boxes: `(A, 4)`.
         query_paths: `(Q,)` files, for `inliers`.
         gallery_paths: `(G,)` files, for `inliers`.
         query_boxes: `(Q, 4)` what to look at in them, as `Table.boxes`; the pipeline's.
@@ -159,24 +169,30 @@ def lightgbm_rerank(
             device=device,
         )
 
+    asking_paths, asking_boxes = source_paths, source_boxes
+    if askers is not None and asker_labels is not None and own:
+        asking_paths, asking_boxes = asker_paths, asker_boxes
+        turns = [outside(askers, asker_labels, len(source), most, seed)]
+    else:
+        turns = asking_rounds(
+            source,
+            labels,
+            count=ask,
+            most=most,
+            held_ids=held_ids,
+            negatives=None if inliers else negatives,
+            seed=seed,
+        )
     parts, groups, asked = [], [], 0
-    for turn in asking_rounds(
-        source,
-        labels,
-        count=ask,
-        most=most,
-        held_ids=held_ids,
-        negatives=None if inliers else negatives,
-        seed=seed,
-    ):
+    for turn in turns:
         among, known = take(source, turn.left), labels[torch.from_numpy(turn.left)]
         lists = search(turn.asking, among, top, device=device)
         files = None
-        if inliers and source_paths is not None:
+        if inliers and asking_paths is not None and source_paths is not None:
             files = _Files(
-                source_paths[turn.rows],
+                asking_paths[turn.rows],
                 source_paths[turn.left],
-                None if source_boxes is None else source_boxes[turn.rows],
+                None if asking_boxes is None else asking_boxes[turn.rows],
                 None if source_boxes is None else source_boxes[turn.left],
             )
         part = describe(lists, turn.asking, among, known, files)

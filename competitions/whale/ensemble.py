@@ -90,7 +90,7 @@ def joined(
         own: Vectors, steps: Sequence[Step], validation: bool, notes: Notes | None
     ) -> tuple[Question, Neighbors]:
         inner = held if validation else None
-        asked = held_question(own, inner) if inner else test_question(own, data)
+        asked = held_question(own, inner) if inner else test_question(own, data, held)
         found = apply(list(steps), asked, own, data, inner, cache=cache, device=device, notes=notes)
         return asked, found
 

@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> dict[str, float]:
 
         def find(validation: bool, notes: Notes) -> tuple[Question, Neighbors]:
             inner = held if validation else None
-            asked = held_question(vectors, inner) if inner else test_question(vectors, data)
+            asked = held_question(vectors, inner) if inner else test_question(vectors, data, held)
             cache = folder.parent / "cache"
             return asked, apply(
                 config.ranking,

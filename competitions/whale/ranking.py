@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from common.data.folds import Split, Validation, split
 from common.engine.extract import ViewConfig, embed_table
 from common.notes import Notes
 from common.pipeline import ranking
+from common.pipeline.halves import by_halves
 from common.pipeline.ranking import Question
 from common.pipeline.vectors import Vectors
 from common.rerank.curves import Curve, refused_listings, unknown_curve
@@ -83,10 +85,13 @@ def _like_test(asked: Validation, share: float) -> Validation:
     return Validation(asked.queries[keep], asked.gallery, asked.truth[keep])
 
 
-def test_question(vectors: Vectors, data: Whale) -> Question:
-    """What the competition asks."""
+def test_question(vectors: Vectors, data: Whale, held: Held | None) -> Question:
+    """What the competition asks; `held` are gallery images that training has not seen."""
     known = np.flatnonzero(data.train.labels >= 0)
-    return _question(vectors.test, data.test, vectors.train, data.train.take(known))
+    question = _question(vectors.test, data.test, vectors.train, data.train.take(known))
+    if held is not None:
+        question.held_ids = data.train.ids[known[~held.split.train[known]]]
+    return question
 
 
 def held_question(vectors: Vectors, held: Held) -> Question:
@@ -132,17 +137,25 @@ def apply(
     if held is not None:
         rows = rows[held.split.train[rows]]
     table = data.train.take(rows)
-    return ranking.apply(
-        steps,
-        question,
-        lambda: vectors.train.select(table.ids),
-        table,
-        vectors.centers,
-        cache=cache,
-        device=device,
-        pair_head=vectors.pair_head,
-        notes=notes,
-    )
+
+    def answer(asked: Question, more: dict[str, Any], own: Notes) -> Neighbors:
+        return ranking.apply(
+            steps,
+            asked,
+            lambda: vectors.train.select(table.ids),
+            table,
+            vectors.centers,
+            cache=cache,
+            device=device,
+            pair_head=vectors.pair_head,
+            more=more,
+            notes=own,
+        )
+
+    notes = Notes() if notes is None else notes
+    if held is not None and ranking.reads(steps, "askers"):
+        return by_halves(question, answer, notes)
+    return answer(question, {}, notes)
 
 
 def curve_of(found: Neighbors, question: Question, unknown: UnknownConfig) -> Curve:
