@@ -106,7 +106,10 @@ def knn(
     backend: str = "auto",
     device: torch.device | None = None,
 ) -> Neighbors:
-    """The `k` nearest gallery images of each query, exact, best first."""
+    """The `k` nearest gallery images of each query, exact, best first.
+
+    `search` as a step: arguments, ties, padding and errors are its own.
+    """
     return search(queries, gallery, k, backend=backend, exclude_self=exclude_self, device=device)
 
 

@@ -175,7 +175,10 @@ def powered(embeddings: V, alpha: float = _ALPHA) -> V:
 def power_norm(
     queries: Embeddings, gallery: Embeddings, *, alpha: float = _ALPHA
 ) -> tuple[Embeddings, Embeddings]:
-    """Queries and gallery with every component raised to `alpha`, sign kept, normalised."""
+    """Queries and gallery with every component raised to `alpha`, sign kept, normalised.
+
+    `powered` as a step (Perronnin et al., ECCV 2010), with its errors.
+    """
     return powered(queries, alpha), powered(gallery, alpha)
 
 
