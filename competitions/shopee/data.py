@@ -1,4 +1,4 @@
-"""Shopee's files as tables of listings: train with groups, test, what is held out of training.
+"""Shopee's files as tables: train with groups, test, what is held out of training.
 
 Kaggle's layout: `train.csv test.csv (posting_id,image,image_phash,title[,label_group])`,
 `train_images/ test_images/`. Any product matching in this layout works; `image_phash` may be left
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +19,13 @@ import pandas as pd
 from common.data.dataset import check_files
 from common.data.phash import dct_hashes, hash_values
 from common.data.tables import DataError, read_columns, read_frame
+from common.data.titles import clean, plain
 from common.paths import find_data
 from common.types import Table
 
 SLUGS = ("shopee-product-matching",)
 SAMPLE = Path(__file__).parent / "sample"
+TITLES: dict[str, Callable[[str], str]] = {"raw": str, "plain": plain, "clean": clean}
 LIMIT = 50  # matches that a row of the submission may name
 PATTERNS = {
     "posting_id": (r"[A-Za-z0-9_.-]+", "a plain id of letters, digits, _ . and -"),
@@ -37,12 +40,15 @@ class DataConfig:
     """The `data:` section."""
 
     root: str | None = None
+    titles: str = "plain"
     fold: int = 0
     folds: int = 5
     distractors: int = -1
     hidden: int = 70_000
 
     def __post_init__(self) -> None:
+        if self.titles not in TITLES:
+            raise ValueError(f"data.titles={self.titles!r}: choose {', '.join(TITLES)}.")
         if self.folds < 2 or self.fold >= self.folds:
             raise ValueError(
                 f"data.fold={self.fold} of data.folds={self.folds}: at least 2 folds, the first "
@@ -57,46 +63,16 @@ class DataConfig:
 
 
 @dataclass
-class Listings:
-    """Rows of train.csv or test.csv.
-
-    Attributes:
-        table: ids, paths of pictures (two listings may have one), groups as labels, -1 in test.
-        titles: `(N,)` str objects, as they stand in the file: raw, perhaps empty.
-        phash: `(N,)` uint64, from the csv; None when it has no such column.
-    """
-
-    table: Table
-    titles: np.ndarray
-    phash: np.ndarray | None
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def take(self, rows: np.ndarray | slice) -> Listings:
-        """The rows of a boolean mask, an index array or a slice."""
-        phash = None if self.phash is None else self.phash[rows]
-        return Listings(self.table.take(rows), self.titles[rows], phash)
-
-    def hashes(self) -> np.ndarray:
-        """`(N,)` uint64 perceptual hashes; made from the pictures where the csv has none.
-
-        A picture that cannot be read then gets hash 0.
-        """
-        if self.phash is None:
-            self.phash = dct_hashes(self.table.paths)[0]
-        return self.phash
-
-
-@dataclass
 class Shopee:
     """Everything that was found.
 
     Attributes:
         root: the data folder; `origin` says why this one.
         classes: `(C,)` label groups as text; a label is a position in it.
-        train: rows of train.csv, by posting_id.
-        test: rows of test.csv, in its order.
+        train: rows of train.csv, by posting_id; titles as `data.titles` says, perhaps empty. Two
+            listings may have one picture.
+        test: rows of test.csv, in its order, label -1.
+        phash: by table (train, test) the `(N,)` uint64 of its csv, None without such a column.
         hidden: how many listings the real test has: a visible test of a few rows only stands for
             the one that the kernel is run on.
         sample: the sample submission, or None.
@@ -106,15 +82,16 @@ class Shopee:
     root: Path
     origin: str
     classes: np.ndarray
-    train: Listings
-    test: Listings
+    train: Table
+    test: Table
+    phash: dict[str, np.ndarray | None]
     hidden: int
     sample: Path | None
     warnings: list[str]
 
     def describe(self) -> str:
         """What was found, one line, and a line for each warning."""
-        sizes = np.bincount(self.train.table.labels)
+        sizes = np.bincount(self.train.labels)
         text = (
             f"data: {self.root} ({self.origin}): {len(self.train)} train listings in "
             f"{len(self.classes)} groups of {sizes.min()} to {sizes.max()}; {len(self.test)} test"
@@ -124,15 +101,25 @@ class Shopee:
     def fingerprint(self) -> dict[str, object]:
         """Counts and a digest of ids and titles, to tell one data set from another in the logs."""
         digest = hashlib.sha256()
-        for listings in (self.train, self.test):
-            digest.update(np.ascontiguousarray(listings.table.ids).tobytes())
-            digest.update("\0".join(listings.titles).encode("utf-8", "surrogatepass"))
+        for table in (self.train, self.test):
+            digest.update(np.ascontiguousarray(table.ids).tobytes())
+            digest.update("\0".join(titles_of(table)).encode())
         counts = {"train": len(self.train), "test": len(self.test), "classes": len(self.classes)}
         return {**counts, "sha256": digest.hexdigest()[:16]}
 
     def tables(self) -> dict[str, Table | None]:
         """What is embedded, by the field of `common.pipeline.vectors.Vectors`."""
-        return {"train": self.train.table, "test": self.test.table}
+        return {"train": self.train, "test": self.test}
+
+    def hashes(self, name: str) -> np.ndarray:
+        """`(N,)` uint64 perceptual hashes of a table's pictures, `train` or `test`.
+
+        Made from the pictures where the csv has none; one that cannot be read gets hash 0.
+        """
+        known = self.phash[name]
+        if known is None:
+            known = self.phash[name] = dct_hashes(getattr(self, name).paths)[0]
+        return known
 
     def solution(self) -> Path | None:
         """The solution file, when it lies beside the data."""
@@ -159,8 +146,9 @@ def read(config: DataConfig) -> Shopee:
         root,
         origin,
         classes,
-        _listings(train, root / "train_images", labels),
-        _listings(test, root / "test_images", np.full(len(test), -1)),
+        _table(train, root / "train_images", labels, config.titles),
+        _table(test, root / "test_images", np.full(len(test), -1), config.titles),
+        {"train": _phash(train), "test": _phash(test)},
         # Kaggle shows three rows of the test; nobody has a test of 3 and thousands to train on.
         config.hidden if len(test) <= 3 and len(train) > 1000 else len(test),
         sample if sample.is_file() else None,
@@ -178,18 +166,28 @@ def _csv(path: Path, more: list[str]) -> pd.DataFrame:
     return read_columns(path, columns, PATTERNS, texts=["title"])
 
 
-def _listings(frame: pd.DataFrame, folder: Path, labels: np.ndarray) -> Listings:
-    names = frame["image"].to_list()
-    paths = np.array([os.fsencode(folder / name) for name in names])
-    table = Table(frame["posting_id"].to_numpy(np.str_), paths, labels.astype(np.int64))
-    phash = hash_values(frame["image_phash"].to_list()) if "image_phash" in frame else None
-    return Listings(table, frame["title"].to_numpy(object), phash)
+def _table(frame: pd.DataFrame, folder: Path, labels: np.ndarray, titles: str) -> Table:
+    paths = np.array([os.fsencode(folder / name) for name in frame["image"]])
+    texts = np.array([TITLES[titles](title) for title in frame["title"]], np.dtypes.StringDType())
+    ids = frame["posting_id"].to_numpy(np.str_)
+    return Table(ids, paths, labels.astype(np.int64), titles=texts)
+
+
+def _phash(frame: pd.DataFrame) -> np.ndarray | None:
+    return hash_values(frame["image_phash"].to_list()) if "image_phash" in frame else None
+
+
+def titles_of(table: Table) -> list[str]:
+    """The titles as a list of str."""
+    assert table.titles is not None, "read() gives every table titles"
+    found: list[str] = table.titles.tolist()
+    return found
 
 
 def _check(found: Shopee) -> None:
     """Look at a sample of the files and at the groups before any long work."""
-    for name, listings in (("train", found.train), ("test", found.test)):
-        table, looked = listings.table, min(len(listings), 1000)
+    for name, table in (("train", found.train), ("test", found.test)):
+        looked = min(len(table), 1000)
         try:
             missing = check_files(table.paths, table.ids)
         except FileNotFoundError:
@@ -202,10 +200,10 @@ def _check(found: Shopee) -> None:
                 f"{missing} of {looked} {name} images looked for are not under {found.root}; they "
                 "count as unreadable, their titles still match."
             )
-        empty = sum(not title.strip() for title in listings.titles)
+        empty = sum(not title.strip() for title in titles_of(table))
         if empty:
-            found.warnings.append(f"{empty} of {len(listings)} {name} titles are empty.")
-    sizes = np.bincount(found.train.table.labels)
+            found.warnings.append(f"{empty} of {len(table)} {name} titles are empty.")
+    sizes = np.bincount(found.train.labels)
     if sizes.max() > LIMIT:
         found.warnings.append(
             f"{int((sizes > LIMIT).sum())} groups have more than {LIMIT} listings, the most "

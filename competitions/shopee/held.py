@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.data.folds import group_folds
+from common.types import Table
 
-from .data import DataConfig, Listings, Shopee
+from .data import DataConfig, Shopee
 
 
 @dataclass
@@ -21,14 +22,14 @@ class Held:
     """One fold.
 
     Attributes:
-        listings: all rows of train.csv.
+        table: all rows of train.csv.
         train: `(N,)` bool, rows to train on.
         queries: `(Q,)` rows that are held out; each is asked for its group among the gallery.
         distractors: `(D,)` rows that training saw, whole groups; they are in the gallery only.
         wanted: how many distractors there should be; fewer when train.csv has no more.
     """
 
-    listings: Listings
+    table: Table
     train: np.ndarray
     queries: np.ndarray
     distractors: np.ndarray
@@ -43,7 +44,7 @@ class Held:
         """
         if config.fold < 0:
             return None
-        labels = data.train.table.labels
+        labels = data.train.labels
         # Runs with other seeds must hold out the same listings to be comparable: the seed is fixed.
         fold = group_folds(data.classes[labels], config.folds, seed=0)
         train, queries = fold != config.fold, np.flatnonzero(fold == config.fold)
@@ -59,8 +60,7 @@ class Held:
 
     def truth(self) -> dict[str, list[str]]:
         """Posting_ids of each query's group, itself included, as `common.metrics.mean_f1` wants."""
-        table = self.listings.table
-        labels, ids = table.labels[self.queries], table.ids[self.queries].tolist()
+        labels, ids = self.table.labels[self.queries], self.table.ids[self.queries].tolist()
         members: dict[int, list[str]] = {}
         for label, name in zip(labels.tolist(), ids, strict=True):
             members.setdefault(label, []).append(name)
@@ -68,7 +68,7 @@ class Held:
 
     def describe(self) -> str:
         """One line of counts."""
-        groups = len(np.unique(self.listings.table.labels[self.queries]))
+        groups = len(np.unique(self.table.labels[self.queries]))
         text = f"held out: {len(self.queries)} listings in {groups} groups"
         if self.wanted or len(self.distractors):
             text += f", among {len(self.distractors)} distractors"
@@ -79,7 +79,7 @@ class Held:
 
 def _whole_groups(data: Shopee, train: np.ndarray, count: int) -> np.ndarray:
     """At most `count` rows of `train`, whole groups at random, in the table's order."""
-    labels = data.train.table.labels
+    labels = data.train.labels
     if count >= int(train.sum()):
         return np.flatnonzero(train)
     groups = np.unique(labels[train])
