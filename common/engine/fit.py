@@ -7,6 +7,7 @@ the state is one atomic file. So a killed training goes on where it was and ends
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,13 @@ def fit(
     """Train; leaves `weights.safetensors`, `card.json` and `state/` in `folder`.
 
     Args:
-        model: maps uint8 images to embeddings; `backbone` is its pretrained part.
+        model: maps its `inputs` (uint8 images, tokens of titles) to embeddings; `backbone` is its
+            pretrained part.
         criterion: maps (embeddings, labels) to a scalar; may hold parameters and `schedule(p)`.
             For several processes it has `masses` as `losses.total.Total` does.
         config: the `train:` section.
         folder: the run folder; a state in it is resumed, a finished one is left as it is.
-        loader: batches of a stage, dicts with `image` and `label`; its batch sampler has
+        loader: batches of a stage, dicts with those inputs and `label`; its batch sampler has
             `set_epoch(epoch, start)`.
         validate: metrics of the model after an epoch, called on every process.
         log: receives (step, metrics) once per epoch.
@@ -68,8 +70,9 @@ def fit(
             while data is not None and progress.epoch < stage.epochs:
                 number = before + progress.epoch + 1
                 metrics = {"epoch": float(number), **loop.epoch(data, stage, before, total)}
+                loop.averages.epoch(number, progress.stage, progress.epoch)
                 loop.save()  # a kill during validation does not cost the epoch
-                with loop.averaged():
+                with loop.averages.applied(partial(loop.again, data, number)):
                     if config.validate and (number % config.validate == 0 or number == total):
                         model.eval()
                         metrics |= validate(model, stage)

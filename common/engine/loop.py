@@ -19,11 +19,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from common.engine import distributed, sharded
-from common.engine.checkpoint import lasting, load_lasting, load_tree, save_tree, save_weights
+from common.engine.averages import Averages
+from common.engine.checkpoint import lasting, load_tree, save_tree, save_weights
+from common.engine.inputs import Inputs, inputs_from, moved
 from common.engine.interrupt import Interrupt
 from common.engine.momentum import MomentumCopy
 from common.engine.optim import (
-    Average,
     build_optimizer,
     check_covered,
     clip_gradients,
@@ -64,19 +65,19 @@ class Trained(nn.Module):
 
     def forward(
         self,
-        images: torch.Tensor,
+        inputs: Inputs,
         labels: torch.Tensor,
         shares: torch.Tensor | None = None,
-        second: torch.Tensor | None = None,
+        second: Inputs | None = None,
     ) -> torch.Tensor:
-        """Loss of `(B, 3, H, W)` images with `(B,)` labels; scalar, mean over the valid ones.
+        """Loss of the model's inputs with `(B,)` labels; scalar, mean over the valid ones.
 
         `second` is what the momentum copy sees, a second view of the images; None is the first.
         """
-        embeddings = self.model(images)
+        embeddings = self.model(*inputs)
         extra = {} if shares is None else {"shares": shares}
         if self.copy is not None:
-            extra["keys"] = self.copy(images if second is None else second)
+            extra["keys"] = self.copy(*(inputs if second is None else second))
         loss: torch.Tensor = self.criterion(embeddings, labels, **extra)
         return loss
 
@@ -108,7 +109,7 @@ class Loop:
         )
         optimizer = build_optimizer(config.optimizer, groups)
         check_covered(optimizer, self.trained)
-        self.average = Average(self.trained, config.ema) if config.ema else None
+        self.averages = Averages(self.trained, config)
         self.progress = Progress()
         self.interrupt = Interrupt()
         self.sampler: Any = None
@@ -140,7 +141,7 @@ class Loop:
             move = last or progress.batch % config.accumulate == 0
             loss = self._backward(batch, move, of=min(rest, config.accumulate))
             running += loss
-            shown += len(batch["image"]) * distributed.world()
+            shown += len(batch["label"]) * distributed.world()
             unreadable += int((~batch["ok"]).sum()) if "ok" in batch else 0
             if move:
                 norms.append(self._move())
@@ -203,24 +204,24 @@ class Loop:
         )
         return share * stage.lr
 
-    def _backward(self, batch: dict[str, torch.Tensor], move: bool, *, of: int) -> torch.Tensor:
+    def _backward(self, batch: dict[str, Any], move: bool, *, of: int) -> torch.Tensor:
         """Add the batch's share, 1 / `of`, of the step's gradient; returns the batch's loss.
 
         The loss is the mean over all processes' valid labels.
         """
-        images = batch["image"].to(self.device, non_blocking=True)
-        labels = batch["label"].to(self.device, non_blocking=True)
+        inputs = inputs_from(self.model, batch, self.device)
+        labels = moved(batch["label"], self.device)
         shares = self._shares(labels) if distributed.joined() else None
         second = None
         if getattr(self.criterion, "second_view", False):
             if "second" not in batch:
                 raise ValueError(
                     "momentum_queue with view: second needs a second view in each batch: "
-                    "ImageDataset(second=True), or view: same."
+                    "ImageDataset(second=True), or view: same, which is all that titles have."
                 )
-            second = batch["second"].to(self.device, non_blocking=True)
+            second = inputs_from(self.model, {**batch, "image": batch["second"]}, self.device)
         with contextlib.nullcontext() if move else self.accelerator.no_sync(self.wrapped):
-            loss = self.wrapped(images, labels, shares, second)
+            loss = self.wrapped(inputs, labels, shares, second)
             self.accelerator.backward(loss / of)
         mean: torch.Tensor = distributed.summed(loss.detach()) / distributed.world()
         return mean
@@ -244,8 +245,7 @@ class Loop:
         self.progress.step += 1
         if self.trained.copy is not None:
             self.trained.copy.update(self.model)
-        if self.average is not None:
-            self.average.update(self.trained)
+        self.averages.step()
         return norm
 
     def _bar(self, data: DataLoader[Any], number: int, total: int, length: int) -> Iterator[Any]:
@@ -260,18 +260,12 @@ class Loop:
         )
         return iter(bar)
 
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The averaged weights in the model's place, when there is an average."""
-        if self.average is None:
-            yield
-            return
-        present = {k: v.clone() for k, v in lasting(self.trained).items()}
-        load_lasting(self.trained, self.average.state)
-        try:
-            yield
-        finally:
-            load_lasting(self.trained, present)
+    def again(self, data: DataLoader[Any], number: int) -> Iterator[torch.Tensor]:
+        """The pictures of an epoch once more, under the precision of training."""
+        self.sampler.set_epoch(number - 1, 0)
+        with self.accelerator.autocast():
+            for batch in data:
+                yield batch["image"].to(self.device, non_blocking=True)
 
     def keep(self, card: dict[str, Any], extra: dict[str, Any]) -> None:
         """Write the model and criterion as they are now for infer to read."""
@@ -285,14 +279,14 @@ class Loop:
         inner = self.optimizer.optimizer
         moments = sharded.whole_optimizer(self.optimizer.state_dict(), inner, self.parts)
         trained = sharded.whole(self.trained.state_dict(), self.parts)
-        average = self.average and sharded.whole(self.average.state, self.parts)
+        averages = self.averages.tree(self.parts)
         if distributed.rank() == 0:
             scaler = self.accelerator.scaler
             tree = {
                 "progress": asdict(self.progress),
                 "trained": trained,
                 "optimizer": moments,
-                "average": self.average and {"n": self.average.updates, **(average or {})},
+                **averages,
                 "scaler": scaler and scaler.state_dict(),
                 "sampler": self.sampler.state_dict() if hasattr(self.sampler, "state_dict") else {},
             }
@@ -309,10 +303,7 @@ class Loop:
         self.trained.load_state_dict(tree["trained"])
         inner = self.optimizer.optimizer
         self.optimizer.load_state_dict(sharded.cut_optimizer(tree["optimizer"], inner, self.parts))
-        if self.average is not None:
-            self.average.updates = tree["average"].pop("n")
-            state = sharded.cut(tree["average"], self.parts)
-            self.average.state = {k: v.to(self.device) for k, v in state.items()}
+        self.averages.load(tree, self.parts, self.device)
         self.restored = tree.get("sampler")
         if self.accelerator.scaler is not None and tree["scaler"]:
             self.accelerator.scaler.load_state_dict(tree["scaler"])

@@ -38,6 +38,8 @@ class FitConfig:
     min_lr: float = 0.0  # share of the peak at the end of a stage
     clip: float = 5.0  # gradient norm; 0 = off
     ema: float = 0.0  # decay of the weight average; 0 = off
+    swa: int = 0  # mean of the weights after so many last epochs, in place of ema's; 0 = off
+    swa_at: str = "epoch"  # epoch | stage: so many last epochs, or last ends of stages (cycles)
     precision: str = "auto"  # auto | fp32 | bf16 | fp16
     workers: int = -1  # loader processes; -1 = as many as the cores allow, at most 4
     save_minutes: float = 10.0  # also save in the middle of an epoch this often
@@ -47,11 +49,14 @@ class FitConfig:
     def __post_init__(self) -> None:
         if self.keep not in ("best", "last"):
             raise ValueError(f"train.keep={self.keep!r}: choose best or last.")
+        if self.swa_at not in ("epoch", "stage"):
+            raise ValueError(f"train.swa_at={self.swa_at!r}: choose epoch or stage.")
         for name, fits, wanted in (
             ("accumulate", self.accumulate >= 1, "at least 1"),
             ("warmup", 0 <= self.warmup <= 1, "a share, 0 to 1"),
             ("clip", self.clip >= 0, "positive, or 0 for off"),
             ("ema", 0 <= self.ema < 1, "a decay in [0, 1)"),
+            ("swa", self.swa >= 0, "a number of epochs, or 0 for off"),
         ):
             if not fits:
                 raise ValueError(f"train.{name}={getattr(self, name)}: it must be {wanted}.")
