@@ -10,7 +10,8 @@ from tests.oracles.explore import explore_exploit as twin
 from tests.test_reciprocal import embeddings, images
 
 
-def assert_equals_the_twin(found, expected, plain):
+def assert_equals_the_twin(found, expected, similarity):
+    plain = similarity.argsort(dim=1, descending=True)
     for q, walk in enumerate(expected):
         rows, edges = [row for row, _ in walk], torch.tensor([edge for _, edge in walk])
         assert found.index[q, : len(walk)].tolist() == rows
@@ -18,7 +19,10 @@ def assert_equals_the_twin(found, expected, plain):
         torch.testing.assert_close(found.score[q, : len(walk)], weakest)
         rest = [row for row in plain[q].tolist() if row not in rows]
         behind = found.index[q, len(walk) :]
-        assert behind[behind >= 0].tolist() == rest[: int((behind >= 0).sum())]
+        behind = behind[behind >= 0]
+        assert behind.tolist() == rest[: len(behind)]
+        score = found.score[q, len(walk) : len(walk) + len(behind)]
+        torch.testing.assert_close(score, similarity[q, behind] - 3)
 
 
 @pytest.mark.parametrize(("size", "noise"), [(1, 0.0), (5, 0.5), (25, 1.0)])
@@ -27,9 +31,8 @@ def assert_equals_the_twin(found, expected, plain):
 def test_equals_the_heap(size, noise, threshold, k, degree):
     queries, gallery = images(150, 12, size, noise)
     found = explore_exploit(queries, gallery, k=k, degree=degree, threshold=threshold)
-    plain = (queries.vectors @ gallery.vectors.T).argsort(dim=1, descending=True)
     expected = twin(queries.vectors, gallery.vectors, k, degree, threshold)
-    assert_equals_the_twin(found, expected, plain)
+    assert_equals_the_twin(found, expected, queries.vectors @ gallery.vectors.T)
     assert (found.score.diff(dim=1) < 0).all()
 
 
@@ -38,8 +41,8 @@ def test_self_is_not_on_the_way():
     queries = gallery.select(gallery.ids[:30])
     found = explore_exploit(queries, gallery, k=20, degree=4, threshold=0.6, exclude_self=True)
     expected = twin(queries.vectors, gallery.vectors, 20, 4, 0.6, hidden=list(range(30)))
-    plain = (queries.vectors @ gallery.vectors.T).fill_diagonal_(-9).argsort(1, descending=True)
-    assert_equals_the_twin(found, expected, plain)
+    similarity = (queries.vectors @ gallery.vectors.T).fill_diagonal_(-9)
+    assert_equals_the_twin(found, expected, similarity)
 
 
 def test_blocks_do_not_change_the_result(monkeypatch):

@@ -130,6 +130,8 @@ def test_labels_decide_over_lone_neighbors():
     queries, gallery = images(220, 40, 12, 0.8)
     (text,) = warning(queries, gallery, gallery_labels=torch.arange(220) // 1)
     assert "1.00 images per label" in text
+    assert warning(queries, gallery, gallery_labels=torch.arange(220) % 150)  # 1.47 each
+    assert not warning(queries, gallery, gallery_labels=torch.arange(220) % 140)  # 1.57
     assert not warning(queries, gallery, gallery_labels=torch.arange(220) // 4)
     assert not warning(queries, gallery, gallery_labels=torch.full((220,), -1))
 
