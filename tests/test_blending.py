@@ -27,7 +27,7 @@ def close(found, expected, atol=1e-6):
     np.testing.assert_allclose(found.vectors.float().numpy(), expected, atol=atol)
 
 
-@pytest.mark.parametrize("second", [None, 0.3, -2.0])
+@pytest.mark.parametrize("second", [None, 0.75, 0.3, -2.0])
 @pytest.mark.parametrize(("k", "own_weight"), [(1, 1.0), (30, 1.0), (5, 0.0), (90, 2.5)])
 def test_two_stages_equal_the_twin(second, k, own_weight):
     queries, gallery = images(10, seed=0, prefix="q"), images(24)
