@@ -27,7 +27,12 @@ OPTIONS = {
     "sphereface": [{"annealing": {"start": 0.0, "end": 0.0}}],
     "center": [{"normalize": True}],
     "ohem_sigmoid": [{"hardest": 3, "focal_gamma": 2.0}],
-    "triplet": [{"margin": "soft", "miner": "all_triplets"}, {"normalize": False}],
+    "triplet": [
+        {"margin": "soft", "miner": "all_triplets"},
+        {"normalize": False},
+        {"miner": "hard_triplets"},
+        {"miner": "semi_hard_pair", "active_only": True},
+    ],
     "quadruplet": [{"adaptive": True}],
     "circle": [{"scale": 256.0, "margin": 0.25, "reduction": "batch"}],
     "cross_batch_memory": [{"size": 6, "start": 0}, {"size": 6, "start": 0, "loss": "nce"}],
@@ -134,6 +139,17 @@ def test_a_batch_of_nan_spoils_no_later_one(name, options):
     loss(torch.full_like(x, torch.nan), labels)
     assert finite_state(loss)
     step(loss, *rows(seed=2))
+
+
+@every
+@pytest.mark.parametrize("broken", [slice(None), slice(3, 4)], ids=["all rows", "one row"])
+def test_a_training_that_broke_shows(name, options, broken):
+    """`fit` stops at a loss that is not finite; mining would leave such rows out, and end at 0."""
+    x, labels = rows(ignored=False)
+    for value in (torch.nan, torch.inf):
+        x = x.detach()
+        x[broken] = value
+        assert not make(name, options)(x, labels).isfinite()
 
 
 # --- precision

@@ -206,8 +206,9 @@ def multi_similarity_pairs(
         return (near.nonzero()[:, 0],) * 4
     nearest = distances.masked_fill(~far, torch.inf).amin(1, keepdim=True)
     farthest = distances.masked_fill(~near, -torch.inf).amax(1, keepdim=True)
-    anchors, positives = (near & (distances > nearest - epsilon)).nonzero(as_tuple=True)
-    others, negatives = (far & (distances < farthest + epsilon)).nonzero(as_tuple=True)
+    # Put so that what is NaN is kept, see `_per_anchor`.
+    anchors, positives = (near & ~(distances <= nearest - epsilon)).nonzero(as_tuple=True)
+    others, negatives = (far & ~(distances >= farthest + epsilon)).nonzero(as_tuple=True)
     return anchors, positives, others, negatives
 
 

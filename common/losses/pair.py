@@ -172,7 +172,8 @@ class TripletLoss(ReferenceLoss):
         gap = near - far + margin
         self._last = near.detach(), far.detach(), (gap > 0).detach()
         losses = softplus(gap) if soft else gap.relu()
-        return losses.sum() / (gap > 0).sum().clamp_min(1) if self.active_only else mean(losses)
+        loss = losses.sum() / (gap > 0).sum().clamp_min(1) if self.active_only else mean(losses)
+        return loss + 0 * rows.detach().sum()  # miners leave out what is NaN, and it must show
 
     @torch.no_grad()
     def statistics(self) -> dict[str, float]:
@@ -224,8 +225,8 @@ class MultiSimilarityLoss(ReferenceLoss):
         if self.epsilon is not None and cosine.numel():
             lowest = cosine.detach().masked_fill(~near, torch.inf).amin(1, keepdim=True)
             highest = cosine.detach().masked_fill(~far, -torch.inf).amax(1, keepdim=True)
-            near = near & (cosine < highest + self.epsilon)
-            far = far & (cosine > lowest - self.epsilon)
+            near = near & ~(cosine >= highest + self.epsilon)  # what is NaN stays, and shows
+            far = far & ~(cosine <= lowest - self.epsilon)
         shifted = cosine - self.base
         pull = softplus(masked_logsumexp(-self.alpha * shifted, near)) / self.alpha
         push = softplus(masked_logsumexp(self.beta * shifted, far)) / self.beta

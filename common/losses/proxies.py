@@ -124,7 +124,8 @@ class ProxyNCA(CosineSoftmax):
         unit = unit_rows(self._inputs(embeddings, labels))
         found = self._cosines(unit, labels, self.scale)
         self._record(found, labels)
-        loss = torch.where(found.others > -torch.inf, found.others - self.scale * found.own, 0)
+        # Not "above": what is NaN stays, and shows.
+        loss = torch.where(found.others != -torch.inf, found.others - self.scale * found.own, 0)
         return mean_loss(
             loss,
             loss,
