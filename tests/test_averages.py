@@ -126,11 +126,11 @@ def test_frozen_norms_keep_their_statistics_and_dropout_is_off():
     frozen = Frozen()
     assert moving_norms(frozen) == []
     before = frozen.backbone[1].running_mean.clone()
-    refresh_norms(frozen, [torch.ones(4, 3, 8, 8)])
+    refresh_norms(frozen, [(torch.ones(4, 3, 8, 8),)])
     assert torch.equal(frozen.backbone[1].running_mean, before)
     seen = []
     model.neck[1].register_forward_hook(lambda module, given, out: seen.append(module.training))
-    refresh_norms(model, [torch.rand(4, 3, 8, 8)])
+    refresh_norms(model, [(torch.rand(4, 3, 8, 8),)])
     assert seen == [False]
     assert model.backbone[1].momentum == 0.1
     assert not model.training

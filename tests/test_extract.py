@@ -94,9 +94,9 @@ def test_a_batch_is_embedded_with_the_merge_of_its_config():
     images[..., :32] //= 4
     plain, flipped = Model().embed(images), Model().embed(images.flip(-1))
     expected = torch.nn.functional.normalize(torch.maximum(plain, flipped), dim=1)
-    found = embed_batch(Model(), images, ViewConfig(size=64, flip=True, merge="max"))
+    found = embed_batch(Model(), (images,), ViewConfig(size=64, flip=True, merge="max"))
     torch.testing.assert_close(found, expected)
-    mean = embed_batch(Model(), images, ViewConfig(size=64, flip=True))
+    mean = embed_batch(Model(), (images,), ViewConfig(size=64, flip=True))
     torch.testing.assert_close(mean, torch.nn.functional.normalize(plain + flipped, dim=1))
 
 

@@ -66,9 +66,9 @@ def test_the_criterion_gets_its_keys_and_says_what_it_wants():
     assert Trained(Model(), Total([nn.Identity()], [1.0])).copy is None
     trained = Trained(Model(), total)
     images, second = torch.rand(2, 4, 3, 8, 8) * 255
-    trained(images, torch.tensor([0, 0, 1, 1]), None, second)
+    trained((images,), torch.tensor([0, 0, 1, 1]), None, (second,))
     assert torch.equal(queue.memory[:4], trained.copy(second))
-    trained(images, torch.tensor([0, 0, 1, 1]))
+    trained((images,), torch.tensor([0, 0, 1, 1]))
     assert torch.equal(queue.memory[4:8], trained.copy(images))
     with pytest.raises(ValueError, match="one momentum and view"):
         Total([queue, MomentumQueue(5, size=4)], [1.0, 1.0])

@@ -166,7 +166,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
 
 def loader(
-    dataset: ImageDataset,
+    dataset: Dataset[dict[str, Any]],
     batch_sampler: Iterable[Sequence[Key]],
     *,
     workers: int,
@@ -178,14 +178,17 @@ def loader(
     the loader, and leave Ctrl-C to the main process.
 
     Args:
-        dataset: the images.
+        dataset: the images, or listings: its `collate`, if any, makes a batch of items; one that is
+            `in_memory` is read in this process.
         batch_sampler: yields one list of keys per batch, as the samplers or `batches` do.
         workers: processes that decode; 0 decodes in this one.
         device: where the batches go; pinned memory on CUDA only.
     """
+    workers = 0 if getattr(dataset, "in_memory", False) else workers
     return DataLoader(
         dataset,
         batch_sampler=batch_sampler,  # type: ignore[arg-type]
+        collate_fn=getattr(dataset, "collate", None),
         num_workers=workers,
         pin_memory=torch.device(device).type == "cuda",
         persistent_workers=workers > 0,

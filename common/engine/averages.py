@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.engine import sharded
 from common.engine.checkpoint import lasting, load_lasting
+from common.engine.inputs import Inputs
 from common.engine.optim import Average
 from common.engine.settings import FitConfig
 
@@ -74,10 +75,10 @@ class Averages:
             self.mean.add(self.trained, number)
 
     @contextlib.contextmanager
-    def applied(self, images: Callable[[], Iterable[torch.Tensor]]) -> Iterator[None]:
+    def applied(self, batches: Callable[[], Iterable[Inputs]]) -> Iterator[None]:
         """The averaged weights in the model's place, if there are some: the mean before the moving.
 
-        The mean has BatchNorm statistics of its own, from batches of `images`.
+        The mean has BatchNorm statistics of its own, from `batches`.
         """
         mean = self.mean if self.mean is not None and self.mean.count else None
         average = mean or self.moving
@@ -88,7 +89,7 @@ class Averages:
         load_lasting(self.trained, average.state)
         model: nn.Module = self.trained.model  # type: ignore[assignment]
         if mean is not None and moving_norms(model):
-            refresh_norms(model, images())
+            refresh_norms(model, batches())
         try:
             yield
         finally:
@@ -132,7 +133,7 @@ def moving_norms(model: nn.Module) -> list[_BatchNorm]:
 
 
 @torch.no_grad()
-def refresh_norms(model: nn.Module, images: Iterable[torch.Tensor]) -> None:
+def refresh_norms(model: nn.Module, batches: Iterable[Inputs]) -> None:
     """Set the statistics of moving BatchNorms to their means over the batches; leaves eval mode.
 
     Those of the averaged networks are not those of the averaged network (section 3.2). Dropout is
@@ -140,7 +141,7 @@ def refresh_norms(model: nn.Module, images: Iterable[torch.Tensor]) -> None:
 
     Args:
         model: whose weights were averaged.
-        images: batches that `model` takes, augmented as in training.
+        batches: what `model` takes, augmented as in training.
     """
     norms = moving_norms(model)
     if not norms:
@@ -148,10 +149,10 @@ def refresh_norms(model: nn.Module, images: Iterable[torch.Tensor]) -> None:
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.train()
-    for number, batch in enumerate(images):
+    for number, inputs in enumerate(batches):
         for norm in norms:
             norm.momentum = 1 / (number + 1)  # so the running mean is the plain one
-        model(batch)
+        model(*inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.eval()

@@ -1,5 +1,7 @@
 """Embeddings of a table: each image decoded once, all views from it, resumable, over all processes.
 
+Of titles too, and of both: what a model takes of a row is `engine.inputs`.
+
 The rows are cut into blocks; a block is one file when it is done, so a killed extraction loses at
 most one block per process, and no image is embedded twice.
 """
@@ -21,7 +23,9 @@ from torch import nn
 from tqdm import tqdm
 
 from common.data.dataset import ImageDataset, loader
+from common.data.listings import ListingDataset
 from common.engine import distributed
+from common.engine.inputs import Inputs, inputs_from, inputs_of, rows_for
 from common.engine.settings import resolve_precision, worker_count
 from common.types import Embeddings, Table
 
@@ -62,15 +66,19 @@ def views(images: torch.Tensor, config: ViewConfig) -> list[torch.Tensor]:
 
 
 @torch.inference_mode()
-def embed_batch(model: nn.Module, images: torch.Tensor, config: ViewConfig) -> torch.Tensor:
+def embed_batch(model: nn.Module, inputs: Inputs, config: ViewConfig) -> torch.Tensor:
     """Unit embeddings `(B, D)` float32, merged from the unit embeddings of all views.
 
     `(B, 2 D)` with `join_flip`: a cosine of two images is then the mean of plain with plain and
-    mirrored with mirrored, as twin classes need it (Humpback 2019, 1st and 3rd place).
+    mirrored with mirrored, as twin classes need it (Humpback 2019, 1st and 3rd place). A title
+    is the same in every view, and alone it has one.
     """
-    vectors = [model.embed(view).float() for view in views(images, config)]  # type: ignore[operator]
+    looks = [inputs]
+    if inputs_of(model)[0] == "image":
+        looks = [(view, *inputs[1:]) for view in views(inputs[0], config)]
+    vectors = [model.embed(*look).float() for look in looks]  # type: ignore[operator]
     assert vectors, "ViewConfig.scales is empty"
-    sides = [vectors[::2], vectors[1::2]] if config.flip and config.join_flip else [vectors]
+    sides = [vectors[::2], vectors[1::2]] if two_sides(model, config) else [vectors]
     merged = [F.normalize(merge(torch.stack(v), config.merge, config.merge_p)) for v in sides]
     return F.normalize(torch.cat(merged, 1))
 
@@ -113,34 +121,43 @@ def embed_rows(
     transform: Transform,
     device: torch.device,
 ) -> tuple[torch.Tensor, int]:
-    """`(len(rows), D)` vectors on the CPU, zeros where the image cannot be read, and how many."""
-    data = ImageDataset(
-        table.paths,
+    """`(len(rows), D)` vectors on the CPU, and how many images cannot be read.
+
+    Their vectors are zeros, unless there is a title to go by.
+    """
+    part = table.take(rows)
+    images = ImageDataset(
+        part.paths,
         None,
         size=config.size,
         transform=transform,
-        boxes=table.boxes,
-        frames=table.frames,
+        boxes=part.boxes,
+        frames=part.frames,
     )
+    data = rows_for(model, images, part.titles)
     word = resolve_precision(config.precision, device)
     amp = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(word)
-    parts, bad = [], 0
     model.eval()
-    size = config.batch_size
-    keys = [rows[start : start + size].tolist() for start in range(0, len(rows), size)]
-    for batch in loader(data, keys, workers=worker_count(config.workers), device=device):
+    size, order = config.batch_size, np.arange(len(part))
+    if isinstance(data, ListingDataset):
+        # Titles of one length share a batch without padding; the longest first, as they need most.
+        order = np.argsort(-data.tokens.lengths, kind="stable")
+    keys = [order[start : start + size].tolist() for start in range(0, len(part), size)]
+    vectors, bad = torch.zeros(len(part), _width(model, config)), 0
+    batches = loader(data, keys, workers=worker_count(config.workers), device=device)
+    for batch, own in zip(batches, keys, strict=True):
         with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
-            vectors = embed_batch(model, batch["image"].to(device, non_blocking=True), config)
-        readable = batch["ok"].to(device)
-        bad += int((~readable).sum())
+            found = embed_batch(model, inputs_from(model, batch, device), config)
+        bad += int((~batch["ok"]).sum())
         # Non-finite output of a damaged model must not look like an embedding.
-        if not torch.isfinite(vectors).all():
+        if not torch.isfinite(found).all():
             raise ValueError(
                 "The model gives non-finite embeddings: set view.precision=fp32; if that does not "
                 "help its weights are damaged, train again."
             )
-        parts.append((vectors * readable[:, None]).cpu())
-    return torch.cat(parts) if parts else torch.zeros(0, _width(model, config)), bad
+        known = batch["ok"] | ("tokens" in batch)
+        vectors[own] = found.cpu() * known[:, None]
+    return vectors, bad
 
 
 def embed_table(
@@ -175,7 +192,7 @@ def extract(
     """Embeddings of a table as a file at `path`, on every process; finished work is not redone.
 
     Args:
-        model: has `embed(images) -> (B, D)` unit rows and `embedding_dim`.
+        model: has `embed(*inputs) -> (B, D)` unit rows and `embedding_dim`.
         table: rows to embed.
         path: the safetensors file; blocks are kept beside it while it is unfinished.
         config: views, sizes, storage.
@@ -184,7 +201,8 @@ def extract(
         card: what the vectors depend on besides (weights' fingerprint); a file that was made from
             something else is made anew.
     """
-    key = {**(card or {}), "views": _settings(config), "rows": _digest(table)}
+    names = inputs_of(model)
+    key = {**(card or {}), "views": _settings(config, names), "rows": _digest(table, names)}
     if path.is_file():
         found = Embeddings.load(path)
         if {k: found.card.get(k) for k in key} == key:
@@ -225,13 +243,21 @@ def _join(
     return Embeddings(table.ids, vectors, {**key, "unreadable": bad})
 
 
+def two_sides(model: nn.Module, config: ViewConfig) -> bool:
+    """Whether the mirrored views have a vector of their own; titles cannot be mirrored."""
+    return config.flip and config.join_flip and "image" in inputs_of(model)
+
+
 def _width(model: nn.Module, config: ViewConfig) -> int:
     """Length of an embedding."""
-    return int(model.embedding_dim) * (1 + (config.flip and config.join_flip))  # type: ignore[arg-type]
+    return int(model.embedding_dim) * (1 + two_sides(model, config))  # type: ignore[arg-type]
 
 
-def _settings(config: ViewConfig) -> dict[str, Any]:
+def _settings(config: ViewConfig, inputs: Sequence[str] = ("image",)) -> dict[str, Any]:
     """What the vectors depend on; batch and block sizes and workers are not part of it."""
+    stored = {"half": config.half, "precision": config.precision}
+    if "image" not in inputs:
+        return stored
     # Only what differs from the mean is named: embeddings made before there was a choice stay good.
     merged: dict[str, Any] = {} if config.merge == "mean" else {"merge": config.merge}
     if config.join_flip:
@@ -244,17 +270,21 @@ def _settings(config: ViewConfig) -> dict[str, Any]:
         "scales": list(config.scales),
         "flip": config.flip,
         "fit": config.fit,
-        "half": config.half,
-        "precision": config.precision,
+        **stored,
     }
 
 
-def _digest(table: Table) -> str:
+def _digest(table: Table, inputs: Sequence[str] = ("image",)) -> str:
+    """Of the rows and what is looked at of each."""
     digest = hashlib.sha256(np.ascontiguousarray(table.ids).tobytes())
-    digest.update(np.ascontiguousarray(table.paths).tobytes())
-    for column in (table.boxes, table.frames):
-        if column is not None:
-            digest.update(np.ascontiguousarray(column).tobytes())
+    if "image" in inputs:
+        for column in (table.paths, table.boxes, table.frames):
+            if column is not None:
+                digest.update(np.ascontiguousarray(column).tobytes())
+    if "tokens" in inputs and table.titles is not None:
+        for title in table.titles:
+            text = title.encode()
+            digest.update(len(text).to_bytes(8, "little") + text)
     return digest.hexdigest()[:16]
 
 

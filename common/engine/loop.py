@@ -260,12 +260,12 @@ class Loop:
         )
         return iter(bar)
 
-    def again(self, data: DataLoader[Any], number: int) -> Iterator[torch.Tensor]:
-        """The pictures of an epoch once more, under the precision of training."""
+    def again(self, data: DataLoader[Any], number: int) -> Iterator[Inputs]:
+        """The model's inputs of an epoch once more, under the precision of training."""
         self.sampler.set_epoch(number - 1, 0)
         with self.accelerator.autocast():
             for batch in data:
-                yield batch["image"].to(self.device, non_blocking=True)
+                yield inputs_from(self.model, batch, self.device)
 
     def keep(self, card: dict[str, Any], extra: dict[str, Any]) -> None:
         """Write the model and criterion as they are now for infer to read."""

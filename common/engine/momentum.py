@@ -37,9 +37,9 @@ class MomentumCopy(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Keys `(B, D)` of a batch of images; no gradient."""
-        keys: torch.Tensor = self.model(images)
+    def forward(self, *inputs: Any) -> torch.Tensor:
+        """Keys `(B, D)` of a batch of what the model takes; no gradient."""
+        keys: torch.Tensor = self.model(*inputs)
         return keys
 
     @torch.no_grad()

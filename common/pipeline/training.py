@@ -25,11 +25,12 @@ from common.engine import distributed
 from common.engine.extract import ViewConfig, embed_table
 from common.engine.fit import fit
 from common.engine.grouping import Grouping
+from common.engine.inputs import rows_for
 from common.engine.settings import Stage, this_device, worker_count
 from common.entry import say
 from common.losses.theory import advice
 from common.losses.total import Total
-from common.models.embedder import Embedder
+from common.models.build import build, save_parts
 from common.steps import bind, catalog
 from common.track import Run
 from common.types import Embeddings, Table, encode_strings
@@ -52,6 +53,7 @@ def train(
     root: Path,
     label_column: str,
     competition: str,
+    titles: np.ndarray | None = None,
 ) -> Path:
     """The run folder, with the weights that infer.py reads.
 
@@ -62,17 +64,21 @@ def train(
         classes: `(C,)` names of the criterion's classes, kept beside the weights.
         criterion: makes the criterion from the model's embedding_dim.
         images: the rows of a stage and their pictures, in one order, for a stage and its
-            augmentation; the dataset's `second` is set here.
+            augmentation; the dataset's `second` is set here. A model of titles takes the table's,
+            and looks at no picture that it does not need.
         validate: metrics of the model at a stage's image size; `valid/score` decides which epoch
             is kept.
         columns: what an epoch's line shows: `{"GAP": "valid/gap"}`.
         root: the data folder, where the samplers look for categories.
         label_column: of the labels in a csv of categories.
         competition: for the weights' card.
+        titles: what the vocabulary of a text net without weights is learned from.
     """
     device = this_device()
     torch.manual_seed(config.seed)
-    model = Embedder(config.model)
+    model = build(config.model, titles=() if titles is None else titles)
+    if distributed.rank() == 0:
+        save_parts(model, folder)
     heads = criterion(model.embedding_dim)
     if config.train.stages:
         for text in advice(heads.terms, len(classes), model.embedding_dim):
@@ -80,11 +86,12 @@ def train(
 
     def batches(stage: Stage) -> DataLoader[Any]:
         recipe = stage.augment or config.train.augment
-        table, data = images(stage, augment.build(recipe, stage.size, True))
+        table, pictures = images(stage, augment.build(recipe, stage.size, True))
         if stage.min_images > 1:
-            rows = frequent(np.asarray(data.labels), stage.min_images)
-            table, data = table.take(rows), data.take(rows)
-        data.second = heads.second_view
+            rows = frequent(np.asarray(pictures.labels), stage.min_images)
+            table, pictures = table.take(rows), pictures.take(rows)
+        pictures.second = heads.second_view
+        data = rows_for(model, pictures, table.titles)
         view = ViewConfig(size=stage.size, fit=config.view.fit, batch_size=config.view.batch_size)
         plain = augment.build("none", stage.size, False, fit=view.fit)
 
@@ -129,7 +136,7 @@ def train(
         resumed=resumed,
         card={
             "competition": competition,
-            "backbone": config.model.backbone,
+            "backbone": model.name,
             **{f"weights/{k}": v for k, v in model.card.items()},
         },
         extra={"classes": encode_strings(classes)},

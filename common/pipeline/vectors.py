@@ -19,10 +19,10 @@ from common import blend
 from common.data import augment
 from common.engine import distributed
 from common.engine.checkpoint import fingerprint, load_lasting, load_tree, save_tree
-from common.engine.extract import ViewConfig, extract
+from common.engine.extract import ViewConfig, extract, two_sides
 from common.entry import say
 from common.losses.total import Total
-from common.models.embedder import Embedder, ModelConfig
+from common.models.build import Config, build
 from common.rerank import pair_scores
 from common.rerank.pair_scores import PairScores
 from common.retrieval.whiten import Whitening
@@ -62,7 +62,7 @@ class Vectors:
 
 def embed(
     folder: Path,
-    model_config: ModelConfig,
+    model_config: Config,
     view: ViewConfig,
     tables: Mapping[str, Table | None],
     classes: np.ndarray,
@@ -87,7 +87,7 @@ def embed(
     weights = folder / "weights.safetensors"
     tree = load_tree(weights)
     known = decode_strings(tree["classes"])
-    model = Embedder(model_config, load=False)
+    model = build(model_config, run=folder)
     model.load_state_dict(tree["model"])
     model.to(device).eval()
     heads = criterion(model.embedding_dim, len(known))
@@ -101,11 +101,14 @@ def embed(
         path = folder / "embeddings" / f"{name}.safetensors"
         vectors[name] = extract(model, table, path, view, transform, device, card=card)
         if lost := vectors[name].card["unreadable"]:
-            first = os.fsdecode(table.paths[int((~vectors[name].vectors.any(1)).nonzero()[0])])
-            say(
-                f"warning: {lost} of {len(table)} {name} images cannot be read, the first is "
-                f"{first}: they match nothing and keep their rows."
+            zero = (~vectors[name].vectors.any(1)).nonzero()
+            fate = (
+                f"the first is {os.fsdecode(table.paths[int(zero[0])])}: they match nothing and "
+                "keep their rows."
+                if len(zero)
+                else "they match by their titles alone."
             )
+            say(f"warning: {lost} of {len(table)} {name} images cannot be read, {fate}")
     centers = heads.centers()
     if centers is not None:
         centers = align(centers.cpu(), known, classes)
@@ -116,7 +119,7 @@ def embed(
     pairs, file = heads.pair_head(), folder / "embeddings" / "pair_head.safetensors"
     compare = None if pairs is None else PairScores([pairs.cpu()], [1.0])
     if compare is not None:
-        compare = compare.doubled() if view.flip and view.join_flip else compare
+        compare = compare.doubled() if two_sides(model, view) else compare
         if distributed.rank() == 0:
             compare.save(file)
     return Vectors(**vectors, centers=centers, pair_head=compare)
