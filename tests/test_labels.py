@@ -134,6 +134,12 @@ def test_vote_says_what_is_missing(scene):
         vote(n, labels, scene["queries"], scene["centers"][:3], class_power=1)
     with pytest.raises(ValueError, match="sum or max, got 'mean'"):
         vote(n, labels, None, None, reduce="mean")
+    for wrong in ({"top": 0}, {"power": float("nan")}, {"class_power": -1.0}):
+        with pytest.raises(ValueError, match="vote: top must be at least 1"):
+            vote(n, labels, scene["queries"], scene["centers"], **wrong)
+    for wrong in ({"top": 0}, {"weight": 1.5}):
+        with pytest.raises(ValueError, match="logit_mix: weight must be in"):
+            logit_mix(n, scene["queries"], scene["centers"], **wrong)
 
 
 @pytest.mark.parametrize(("weight", "top"), [(0.5, 3), (0.8, 9), (0.0, 1), (1.0, 100)])

@@ -49,11 +49,16 @@ def vote(
         reduce: `sum` of a class's votes or their `max`.
 
     Raises:
-        ValueError: `class_power` without centres, labels that do not cover the gallery, bad
-        `reduce`.
+        ValueError: `class_power` without centres, labels that do not cover the gallery, a setting
+            out of range.
     """
     if reduce not in ("sum", "max"):
         raise ValueError(f"vote: reduce must be sum or max, got {reduce!r}.")
+    if top < 1 or not power >= 0 or not class_power >= 0:
+        raise ValueError(
+            f"vote: top must be at least 1, power and class_power at least 0, got {top}, {power}, "
+            f"{class_power}."
+        )
     if class_power and (centers is None or queries is None):
         raise ValueError(
             "vote: class_power needs the head's class centres and this run has none: "
@@ -97,15 +102,18 @@ def logit_mix(
     ours.
 
     Raises:
-        ValueError: the run has no class centres, `weight` is outside [0, 1], NaN in a query.
+        ValueError: the run has no class centres, `weight` is outside [0, 1], top below 1, NaN in a
+            query.
     """
     if centers is None:
         raise ValueError(
             "logit_mix needs the head's class centres and this run has none: "
             "remove the step or train with a margin head."
         )
-    if not 0 <= weight <= 1:
-        raise ValueError(f"logit_mix: weight must be in [0, 1], got {weight}.")
+    if not 0 <= weight <= 1 or top < 1:
+        raise ValueError(
+            f"logit_mix: weight must be in [0, 1], top at least 1, got {weight}, {top}."
+        )
     check_rows(neighbors.index, len(centers), "logit_mix", "centers")
     low, _ = row_range(neighbors)
     parts = []
