@@ -17,7 +17,7 @@ from common.config import ConfigError
 C = TypeVar("C")
 
 TRAINED = ("model", "loss", "train", "seed")  # sections that infer.py cannot change
-SPLIT = ("fold", "folds", "unseen")  # keys of `data` that decide what training has seen
+SPLIT = ("fold", "folds", "unseen")  # keys of `data`, where it has them, of what training has seen
 
 
 class Commands(Generic[C]):
@@ -48,7 +48,9 @@ class Commands(Generic[C]):
         self.schema, self.base, self.check, self.steps = schema, home / "config.yaml", check, steps
         self.origin, self.script = origin, f"competitions/{home.name}"
         self.runs = Path("runs") / home.name
-        self.trained, self.shared = (*TRAINED, *trained), ("root", *SPLIT, *shared)
+        keys = schema().data.__dataclass_fields__  # type: ignore[attr-defined]
+        self.split = [key for key in SPLIT if key in keys]
+        self.trained, self.shared = (*TRAINED, *trained), ("root", *self.split, *shared)
 
     def about(self, doc: str) -> str:
         """A script's help with the name of this folder."""
@@ -86,7 +88,7 @@ class Commands(Generic[C]):
                     f"{run} was trained with another {section}, which infer.py cannot change: "
                     "leave it out, or train again"
                 )
-        for key in SPLIT:
+        for key in self.split:
             here, there = getattr(settings.data, key), getattr(trained.data, key)
             if here != there and settings.data.fold >= 0:
                 raise ConfigError(
@@ -99,9 +101,12 @@ class Commands(Generic[C]):
     def ensemble(self, doc: str, arguments: list[str]) -> tuple[C, list[C]]:
         """The config of ensemble.py and those of its members.
 
+        Members of different folds have no held-out images in common: they are joined with
+        data.fold=-1, without validation.
+
         Raises:
             ConfigError: no members, members that were held to different data, weights that do not
-                fit, a key of `data` other than root.
+                fit, a key of `data` other than root and fold=-1.
         """
         settings: Any = self.check(self._command(doc, arguments))
         if not settings.runs:
@@ -113,18 +118,27 @@ class Commands(Generic[C]):
             raise ConfigError(
                 f"ensemble.weights has {len(weights)} numbers for {len(members)} runs{more}."
             )
+        words = [word.lstrip("-") for word in arguments]
+        blind = "data.fold=-1" in words
         for run, member in zip(settings.runs, members, strict=True):
             for key in self.shared:
+                if key == "fold" and blind:
+                    continue
                 here, there = getattr(members[0].data, key), getattr(member.data, key)
                 if here != there:
                     raise ConfigError(
                         f"{run} was trained with data.{key}={there}, {settings.runs[0]} with "
                         f"{here}: runs are only comparable on the same held-out images."
+                        + (" Add data.fold=-1 to join folds unscored." if key == "fold" else "")
                     )
-        for word in (word.lstrip("-") for word in arguments):
-            if word.startswith("data.") and not word.startswith("data.root="):
-                raise ConfigError(f"{word}: the runs decide it; only data.root= can be given.")
+        for word in words:
+            if word.startswith("data.") and not word.startswith(("data.root=", "data.fold=-1")):
+                raise ConfigError(
+                    f"{word}: the runs decide it; only data.root= and data.fold=-1 can be given."
+                )
         data = replace(members[0].data, root=settings.data.root or members[0].data.root)
+        if blind:
+            data = replace(data, fold=-1)
         out = settings.out or str(self.runs / "ensemble")
         return replace(settings, data=data, seed=members[0].seed, out=out), members
 
