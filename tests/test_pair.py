@@ -481,6 +481,18 @@ def test_distances_keep_their_digits_far_from_the_origin():
     assert not distances(x).diagonal().any()
 
 
+def test_equal_rows_are_at_distance_zero_and_pull_nowhere():
+    """By a product, rounding puts them up to .005 apart, with a gradient of length 1 anywhere."""
+    x = torch.randn(20, 64, generator=torch.Generator().manual_seed(0)).repeat(2, 1)
+    x.requires_grad_()
+    found = distances(x)
+    equal = found.diagonal(20)
+    assert not equal.any()
+    assert found.count_nonzero() == 40 * (40 - 2)  # but itself and its equal
+    (gradient,) = torch.autograd.grad(equal.sum(), x)
+    assert not gradient.any()
+
+
 def test_few_and_many_pairs_measure_alike():
     x = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
     first, second = torch.randint(0, 6, (2, 10))
