@@ -129,7 +129,7 @@ def kept_folder(tmp_path_factory, kept_pictures):
         run.log(step * 10, epoch=step, minutes=step, **{"train/loss": 1 / step, "train/lr": 0.1})
         run.log(step * 10, **{"valid/gap": step / 10, "train/images_per_second": 40.0})
     run.table("retrieval", make_rows(kept_pictures.values()))
-    kinds = np.array(["right", "wrong", "non-landmark"])[rng.integers(0, 3, 200)]
+    kinds = np.array(["right", "wrong", "none"])[rng.integers(0, 3, 200)]
     save_analysis(
         run.folder,
         Analysis(
@@ -137,7 +137,13 @@ def kept_folder(tmp_path_factory, kept_pictures):
                 {"name": "frozen", "GAP": 0.5, "mAP@100": 0.25, "note": EVIL},
                 {"name": "final", "GAP": 0.75, "mAP@100": 0.125},
             ],
-            recognition={"score": rng.random(200), "kind": kinds, "images": np.arange(200)},
+            recognition={
+                "score": rng.random(200),
+                "kind": kinds,
+                "images": np.arange(200),
+                "curve": "GAP",
+            },
+            words={"none": EVIL, "thing": "fin"},
             retrieval={"ap": rng.random(50), "relevant": rng.integers(0, 40, 50)},
             thresholds=[{"title": "F1", "x": [0, 1], "series": {EVIL: [0, 1]}, "chosen": 0.5}],
             commands=["python infer.py run=x"],
@@ -338,6 +344,27 @@ def test_lines_that_are_half_or_damaged_are_left_out():
     assert parse_lines(text) == [{"step": 1}, {"step": 2}]
 
 
+def test_a_page_speaks_of_what_its_competition_has(tmp_path):
+    kinds = ["right", "wrong", "none"]
+    found = {"score": [0.9, 0.5, 0.1], "kind": kinds, "images": [3, 1, 0], "threshold": 0.3}
+    rank = {"ap": [1.0, 0.5, 0.2], "relevant": [3, 1, 0], "name": "MAP@5"}
+    save_analysis(tmp_path, Analysis(recognition=found, retrieval=rank))
+    plain = Page(page.write_report(tmp_path).read_text()).visible
+    for words in ("training images of the class", "of no class (1)", "Few and many right images"):
+        assert words in plain, words
+    assert "GAP" not in plain
+    assert "landmark" not in plain
+    words = {"thing": "fin", "none": "strange $1$", "retrieval": "Five", "relevant": "pictures"}
+    save_analysis(tmp_path, Analysis(words=words))
+    named = Page(page.write_report(tmp_path).read_text()).visible
+    for words in ("training images of the fin", "strange $1$ (1)", "Five", "pictures (queries)"):
+        assert words in named, words
+    save_analysis(tmp_path, Analysis(recognition={**found, "curve": "GAP"}))
+    assert "cost GAP most" in Page(page.write_report(tmp_path).read_text()).visible
+    with pytest.raises(ValueError, match="Unknown word 'thign'.*thing"):
+        save_analysis(tmp_path, Analysis(words={"thign": "x"}))
+
+
 # ---------------------------------------------------------------- plots
 
 
@@ -357,7 +384,7 @@ def test_gap_curve_against_the_slow_twin():
 def test_gap_curve_against_scikit_learn():
     rng = np.random.default_rng(1)
     score, right = rng.permutation(500) / 500, rng.random(500) < 0.4
-    kind = np.where(right, "right", "non-landmark")
+    kind = np.where(right, "right", "none")
     _, _, gap = plots.gap_curve(score, kind)
     assert gap[-1] == pytest.approx(average_precision_score(right, score))
 
@@ -370,6 +397,7 @@ def test_gap_curve_against_scikit_learn():
         lambda: plots.curves({"empty": ([], [])}, best=True),
         lambda: plots.score_histogram([0.5], ["wrong"]),
         lambda: plots.score_histogram([0.5] * 3, ["right"] * 3),
+        lambda: plots.score_histogram([0.1, 0.9], ["none", "right"], gap=False, threshold=0.4),
         lambda: plots.histogram([0.0, 1.0], x_label="AP"),
         lambda: plots.by_size([0.5, 1, 0], [0, 1, 5000], x_label="n", y_label="mAP"),
     ],
@@ -387,7 +415,7 @@ def test_plots_are_themed_svg(svg):
 
 def test_scores_over_many_decades_have_a_logarithmic_axis():
     score = [0.001, 0.01, 0.02, 0.03, 0.5, 8.0, 290.0]
-    kind = ["wrong", "non-landmark", "non-landmark", "right", "right", "right", "right"]
+    kind = ["wrong", "none", "none", "right", "right", "right", "right"]
     wide = plots.score_histogram(score, kind)
     assert ">100<" in wide
     assert ">0.1<" in wide
@@ -476,8 +504,13 @@ def test_confusions_are_counted_over_all_rows():
     rows = [row("a", "b", 0.5, False), row("a", "b", 0.75, False), row("b", "a", 0.9, False)]
     rows += [row("a", "a", 0.99, True), row("c", "c", 0.2, None), {"query": {}, "results": []}]
     found = gallery.confusions(rows)
-    assert [(pair["count"], pair["score"]) for pair in found] == [(2, 0.75), (1, 0.9)]
-    assert (found[0]["query"]["id"], found[0]["result"]["label"]) == (0.75, "b")
+    assert [(pair["count"], pair["score"]) for pair in found] == [(3, 0.9)], "either way round"
+    assert (found[0]["query"]["id"], found[0]["result"]["label"]) == (0.9, "a")
+    rows[2]["query"]["known"] = False
+    rows[0]["results"][0]["known"] = False
+    assert [(pair["count"], pair["score"]) for pair in gallery.confusions(rows)] == [(1, 0.75)]
+    rows[0]["results"].append({"label": "c", "score": 0.1, "right": False})
+    assert [pair["result"]["label"] for pair in gallery.confusions(rows)] == ["b", "c"]
 
 
 @pytest.mark.parametrize("name", ["rgb", "grey", "deep", "tiny", "wide", "alpha", "cmyk"])

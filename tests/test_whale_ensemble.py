@@ -116,6 +116,28 @@ def test_every_way_to_join_gives_a_checked_submission(runs, by, capsys):
         assert f"weights by {by}: a 0" in said
 
 
+def test_the_report_speaks_of_whales(runs):
+    """MAP@5 and new_whale, not GAP and landmarks; five answers, of whom only one has no picture."""
+    home, _, _ = runs
+    ensemble(home, "told", runs=("a",))
+    text = (home / "told" / "report.html").read_text()
+    for words in ("MAP@5 by threshold of new_whale", "training images of the individual"):
+        assert words in text, words
+    for words in ("landmark", "GAP", "gap"):
+        assert words not in text.split("<h2>Config")[0].replace("gap:", ""), words
+    table = json.loads((home / "told" / "tables" / "whale.json").read_text())
+    for row in (row for group in table["groups"] for row in group["rows"]):
+        assert [result["label"] for result in row["results"]].count("new_whale") <= 1
+        rights = [result["right"] for result in row["results"]]
+        assert row["ap"] == pytest.approx(1 / (rights.index(True) + 1) if any(rights) else 0)
+        for result in row["results"]:
+            assert (result["label"] == "new_whale") == ("thumb" not in result)
+    assert table["confusions"]
+    for pair in table["confusions"]:
+        assert pair["query"]["label"] != pair["result"]["label"]
+        assert "new_whale" not in (pair["query"]["label"], pair["result"]["label"])
+
+
 def test_the_stack_is_scored_out_of_fold_and_better_than_a_blind_run(runs):
     home, _, _ = runs
     alone = ensemble(home, "alone", runs=("a",))

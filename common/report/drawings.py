@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from common.report import plots, plots_ranking
+from common.report.files import WORDS
 
 Json = dict[str, Any]
 
@@ -60,50 +61,52 @@ def training(lines: Sequence[Json]) -> list[Drawing]:
     return found
 
 
-def recognition(data: Json) -> list[Drawing]:
-    """Scores by outcome with GAP by threshold, and accuracy by number of training images."""
+def recognition(data: Json, words: Mapping[str, str] = WORDS) -> list[Drawing]:
+    """Scores by outcome, with GAP or a threshold, and accuracy by number of training images."""
     if not data.get("score"):
         return []
-    svg = plots.score_histogram(data["score"], data["kind"], positives=data.get("positives"))
-    caption = (
-        "Above: how sure the right, the wrong and the non-landmark predictions are (stacked). "
-        "Below: precision and GAP when predictions under a threshold are left out. "
-        "Wrong and non-landmark bars at the right cost GAP most."
+    gap = data.get("curve") == "GAP"
+    svg = plots.score_histogram(
+        data["score"],
+        data["kind"],
+        none=words["none"],
+        gap=gap,
+        positives=data.get("positives"),
+        threshold=data.get("threshold"),
     )
+    sure = f"how sure the right, the wrong and the {words['none']} predictions are (stacked)."
+    caption = sure[0].upper() + sure[1:]
+    if gap:
+        caption = (
+            f"Above: {sure} Below: precision and GAP when predictions under a threshold are left "
+            f"out. Wrong and {words['none']} bars at the right cost GAP most."
+        )
     found = [Drawing("Confidence of the predictions", Markup(svg), caption)]
     if data.get("images"):
-        kept = [i for i, kind in enumerate(data["kind"]) if kind != "non-landmark"]
+        kept = [i for i, kind in enumerate(data["kind"]) if kind != "none"]
         svg = plots.by_size(
             [data["kind"][i] == "right" for i in kept],
             [data["images"][i] for i in kept],
-            x_label="training images of the landmark (queries)",
+            x_label=f"training images of the {words['thing']} (queries)",
             y_label="share recognised",
         )
-        caption = "Share of queries whose landmark was found, with its standard error."
+        caption = f"Share of queries whose {words['thing']} was found, with its standard error."
         found.append(Drawing("Rare and frequent classes", Markup(svg), caption))
     return found
 
 
-def retrieval(data: Json) -> list[Drawing]:
+def retrieval(data: Json, words: Mapping[str, str] = WORDS) -> list[Drawing]:
     """How average precision is distributed, and its mean by the number of right images."""
     if not data.get("ap"):
         return []
     name = data.get("name", "mAP")
     spread = plots.histogram(data["ap"], x_label="average precision of a query")
     sizes = plots.by_size(
-        data["ap"], data["relevant"], x_label="right images of a query (queries)", y_label=name
+        data["ap"], data["relevant"], x_label=f"{words['relevant']} (queries)", y_label=name
     )
     return [
-        Drawing(
-            "Average precision by query",
-            Markup(spread),
-            "Left: queries whose right images are missed or ranked low. Right: solved queries.",
-        ),
-        Drawing(
-            "Few and many right images",
-            Markup(sizes),
-            f"Mean over the queries of each group ({name}), with its standard error.",
-        ),
+        Drawing("Average precision by query", Markup(spread), words["precision text"]),
+        Drawing(words["relevant title"], Markup(sizes), words["relevant text"]),
     ]
 
 

@@ -15,7 +15,22 @@ import numpy as np
 from common.config import suggestion
 from common.paths import write_text
 
-KINDS = ("right", "wrong", "non-landmark")
+KINDS = ("right", "wrong", "none")
+# How a page calls what it shows; a competition has its own, `Analysis.words`.
+WORDS = {
+    "thing": "class",
+    "none": "of no class",
+    "recognition": "Recognition",
+    "recognition text": "One prediction per query: which class, and how sure.",
+    "retrieval": "Retrieval",
+    "retrieval text": "A ranked list of gallery images per query.",
+    "precision text": "Left: queries whose right images are missed or ranked low. Right: solved "
+    "queries.",
+    "relevant": "right images of a query",
+    "relevant title": "Few and many right images",
+    "relevant text": "Mean over the queries of each group, with its standard error.",
+    "confused": "labels",
+}
 
 
 @dataclass
@@ -27,11 +42,13 @@ class Analysis:
             every key but `name` and `note` is a metric, higher is better.
         baseline: name of the row that headline numbers are compared with.
         recognition: `{score: (Q,), kind: (Q,)}`, the confidence of each query's prediction and one
-            of `right`, `wrong`, `non-landmark`; optional `images: (Q,)`, training images of the
-            true class (0 for none), and `positives`, the number of queries that show a landmark
-            when some of them have no prediction.
+            of `right`, `wrong`, `none` (it shows nothing known); optional `images: (Q,)`, training
+            images of the true class (0 for none); `curve: "GAP"` for precision and GAP by
+            threshold, with `positives`, the number of queries that show something known when some
+            of them have no prediction; or `threshold`, what a prediction must score.
         retrieval: `{ap: (Q,), relevant: (Q,)}`, average precision of each query and how many
             gallery (or training) images are right for it; optional `name` of the metric.
+        words: wording of the page where it is not that of `WORDS`.
         thresholds: curves `{title, x, series: {name: y}}` with optional `x_label, y_label, chosen`
             and `caption`: F1 by threshold, MAP@5 by the threshold of new_whale.
         notes: what the ranking steps of each task found, the fields of `common.notes.Notes`.
@@ -42,6 +59,7 @@ class Analysis:
     baseline: str = "frozen"
     recognition: dict[str, Any] = field(default_factory=dict)
     retrieval: dict[str, Any] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
     thresholds: list[dict[str, Any]] = field(default_factory=list)
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
     commands: list[str] = field(default_factory=list)
@@ -142,6 +160,11 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _check(given: dict[str, Any]) -> None:
+    for word in given.get("words") or {}:
+        if word not in WORDS:
+            raise ValueError(
+                f"Unknown word {word!r} in analysis.words{suggestion(word, list(WORDS))}"
+            )
     for name, keys in (("recognition", ("score", "kind")), ("retrieval", ("ap", "relevant"))):
         part = given.get(name) or {}
         if not part:

@@ -113,16 +113,20 @@ def groups(rows: Sequence[Row], *, each: int = 6, seed: int = 0) -> list[dict[st
 
 
 def confusions(rows: Sequence[Row], *, limit: int = 8) -> list[Row]:
-    """Pairs of labels that a wrong first result confused, most often first, then by score.
+    """Pairs of labels that a wrong first result took for each other, most often first, then score.
 
-    Each is `{count, score, query, result}`: the highest score and its example.
+    Either way round. Each is `{count, score, query, result}`: the highest score and its example.
+    Where `known` is False beside a query or result, its label is nobody's: such queries are left
+    out, and of a row the first result counts that is somebody.
     """
-    found: dict[tuple[str, str], Row] = {}
+    found: dict[frozenset[str], Row] = {}
     for row in rows:
-        if _right(row) is not False or not len(row.get("results", ())):
+        somebody = [result for result in row.get("results", ()) if result.get("known", True)]
+        row = {**row, "results": somebody}
+        if not somebody or not row["query"].get("known", True) or _right(row) is not False:
             continue
-        result, query = row["results"][0], row["query"]
-        key = (str(query.get("label")), str(result.get("label")))
+        result, query = somebody[0], row["query"]
+        key = frozenset((str(query.get("label")), str(result.get("label"))))
         score = _score(row)
         pair = found.setdefault(key, {"count": 0, "score": -np.inf})
         pair["count"] += 1

@@ -20,7 +20,14 @@ from markupsafe import Markup
 
 from common.paths import write_text
 from common.report import drawings
-from common.report.files import Analysis, load_analysis, read_json, read_lines, save_analysis
+from common.report.files import (
+    WORDS,
+    Analysis,
+    load_analysis,
+    read_json,
+    read_lines,
+    save_analysis,
+)
 from common.report.gallery import templates
 from common.report.plots import COLORS
 
@@ -59,6 +66,7 @@ def write_report(folder: str | Path, *sections: Section, title: str | None = Non
     changes = {key: pair for one in jobs.values() for key, pair in one.get("changes", {}).items()}
     analysis = load_analysis(folder)
     summary, card = read_json(folder / "summary.json"), read_json(folder / "card.json")
+    words = {**WORDS, **analysis.words}
     rankings = drawings.rankings(analysis.notes)
     spent = sum(len(match["picture"]) for one in rankings for match in one.matches)
     tables, limit = _fitting(
@@ -73,8 +81,9 @@ def write_report(folder: str | Path, *sections: Section, title: str | None = Non
         scores=score_table(analysis),
         baseline=analysis.baseline,
         curves=drawings.training(read_lines(folder / "metrics.jsonl")),
-        recognition=drawings.recognition(analysis.recognition),
-        retrieval=drawings.retrieval(analysis.retrieval),
+        words=words,
+        recognition=drawings.recognition(analysis.recognition, words),
+        retrieval=drawings.retrieval(analysis.retrieval, words),
         thresholds=drawings.thresholds(analysis.thresholds),
         rankings=rankings,
         tables=tables,

@@ -34,7 +34,7 @@ COLORS = {
     "fourth": ("#0d8a9e", "#4cc5d8"),
 }
 SERIES = ("first", "second", "third", "fourth", "right", "wrong")
-_KIND_COLOR = {"right": "right", "wrong": "wrong", "non-landmark": "unknown"}
+_KIND_COLOR = {"right": "right", "wrong": "wrong", "none": "unknown"}
 _STYLE = {
     "svg.fonttype": "none",
     "figure.facecolor": "none",
@@ -130,18 +130,18 @@ def gap_curve(
     """Thresholds (descending) with precision and GAP when only scores at or above them are kept.
 
     GAP sums precision x right over the predictions by descending score and divides by the queries
-    that show a landmark (Google Landmark Recognition 2020, evaluation).
+    that show something known (Google Landmark Recognition 2020, evaluation).
 
     Args:
         score: `(Q,)` confidence of each query's prediction.
-        kind: `(Q,)` one of `right`, `wrong`, `non-landmark` each.
-        positives: queries that show a landmark, those without a prediction included; unset: the
-            right and wrong ones.
+        kind: `(Q,)` one of `right`, `wrong`, `none` (it shows nothing known) each.
+        positives: queries that show something known, those without a prediction included; unset:
+            the right and wrong ones.
     """
     order = np.argsort(-score, kind="stable")
     right = kind[order] == "right"
     precision = np.cumsum(right) / np.arange(1, len(right) + 1)
-    total = positives if positives is not None else int((kind != "non-landmark").sum())
+    total = positives if positives is not None else int((kind != "none").sum())
     gap = np.cumsum(precision * right) / max(total, 1)
     last = np.flatnonzero(np.diff(score[order], append=-np.inf))  # ties are kept or cut together
     return score[order][last], precision[last], gap[last]
@@ -149,14 +149,27 @@ def gap_curve(
 
 @styled
 def score_histogram(
-    score: Sequence[float], kind: Sequence[str], *, positives: int | None = None
+    score: Sequence[float],
+    kind: Sequence[str],
+    *,
+    none: str = "none",
+    gap: bool = True,
+    positives: int | None = None,
+    threshold: float | None = None,
 ) -> str:
-    """Scores of right, wrong and non-landmark predictions over precision and GAP by threshold; SVG.
+    """Scores of right and wrong predictions and of queries of nothing known; SVG.
 
-    `score` and `kind` are `(Q,)`, see `gap_curve`.
+    Args:
+        score: `(Q,)`, see `gap_curve`.
+        kind: `(Q,)`.
+        none: what the kind `none` is called.
+        gap: below them precision and GAP by threshold.
+        positives: for GAP.
+        threshold: a score that is marked.
     """
     scores, kinds = np.asarray(score, float), np.asarray(kind, dtype=np.str_)
-    figure, (upper, lower) = panels(2, height=4.3, ratios=(1.25, 1))
+    figure, drawn = panels(2, height=4.3, ratios=(1.25, 1)) if gap else panels(height=3.2)
+    upper = drawn[0]
     bins = np.linspace(scores.min(), scores.max() + 1e-9, 41)
     middle = float(np.median(np.abs(scores)))
     skewed = 0 < 20 * middle < np.abs(scores).max()
@@ -167,25 +180,36 @@ def score_histogram(
     upper.hist(
         [scores[kinds == name] for name in present], bins=bins, stacked=True, rwidth=0.92,
         color=[COLORS[_KIND_COLOR[name]][0] for name in present],
-        label=[f"{name} ({(kinds == name).sum():,})" for name in present],
+        label=[
+            plain_text(f"{none if name == 'none' else name} ({(kinds == name).sum():,})")
+            for name in present
+        ],
     )  # fmt: skip
-    label_axes(upper, "", "queries", legend=True)
+    if threshold is not None and bins[0] <= threshold <= bins[-1]:
+        upper.axvline(threshold, color=COLORS["ink"][0], linestyle=(0, (4, 3)), linewidth=1.2)
+    if gap:
+        _gap_panel(drawn[1], scores, kinds, positives)
+        drawn[1].sharex(upper)
+        upper.tick_params(labelbottom=False)
+    if skewed:
+        lowest = drawn[-1]
+        lowest.set_xscale("asinh", linear_width=middle)
+        decades = 10.0 ** np.arange(np.ceil(np.log10(middle)), np.log10(bins[-1]))
+        lowest.set_xticks([0.0, *decades], [f"{tick:g}" for tick in (0.0, *decades)])
+        lowest.minorticks_off()
+        lowest.set_xlim(bins[0], bins[-1])
+    label_axes(upper, "" if gap else "score of the prediction", "queries", legend=True)
+    return as_svg(figure, "Scores by outcome" + (", precision and GAP by threshold" if gap else ""))
+
+
+def _gap_panel(axes: Any, scores: np.ndarray, kinds: np.ndarray, positives: int | None) -> None:
     threshold, precision, gap = gap_curve(scores, kinds, positives=positives)
     few = np.unique(np.linspace(0, len(threshold) - 1, 300).astype(int))
     lines = (("precision of what is kept", precision, "second"), ("GAP", gap, "first"))
     for name, line, color in lines:
-        lower.plot(threshold[few], line[few], color=COLORS[color][0], label=name)
-    lower.set_ylim(0, 1.04)
-    lower.sharex(upper)
-    if skewed:
-        lower.set_xscale("asinh", linear_width=middle)
-        decades = 10.0 ** np.arange(np.ceil(np.log10(middle)), np.log10(bins[-1]))
-        lower.set_xticks([0.0, *decades], [f"{tick:g}" for tick in (0.0, *decades)])
-        lower.minorticks_off()
-        lower.set_xlim(bins[0], bins[-1])
-    upper.tick_params(labelbottom=False)
-    label_axes(lower, "threshold: predictions with a lower score are left out", "", legend=True)
-    return as_svg(figure, "Scores by outcome, precision and GAP by threshold")
+        axes.plot(threshold[few], line[few], color=COLORS[color][0], label=name)
+    axes.set_ylim(0, 1.04)
+    label_axes(axes, "threshold: predictions with a lower score are left out", "", legend=True)
 
 
 @styled

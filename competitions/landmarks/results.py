@@ -154,7 +154,7 @@ def recognition_analysis(
     for truth, guess in zip(asked.truth.tolist(), best, strict=True):
         if guess is None:
             continue
-        kinds.append("non-landmark" if truth < 0 else "right" if guess[0] == truth else "wrong")
+        kinds.append("none" if truth < 0 else "right" if guess[0] == truth else "wrong")
         values.append(guess[1])
         counts.append(int(images[truth]) if truth >= 0 else 0)
     positives = int((asked.truth >= 0).sum())
@@ -162,8 +162,10 @@ def recognition_analysis(
         "score": values,
         "kind": kinds,
         "images": counts,
+        "curve": "GAP",
         "positives": positives,
     }
+    analysis.words = {"thing": "landmark", "none": "non-landmark"}
     near = search(asked.queries, asked.gallery, 5)
     rows = []
     for q, (truth, guess) in enumerate(zip(asked.truth.tolist(), best, strict=True)):

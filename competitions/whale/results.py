@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from common.config import load
 from common.engine import distributed
@@ -20,7 +21,6 @@ from common.report.files import Analysis, save_analysis
 from common.report.matches import show_matches
 from common.report.page import write_report
 from common.rerank.curves import Curve
-from common.retrieval.search import search
 from common.submission import check, write
 from common.track import Run
 from common.types import Neighbors
@@ -29,7 +29,7 @@ from .config import BASE, Config
 from .data import Whale
 from .lists import write_lists
 from .postprocess import Postprocess
-from .ranking import TOP, Held, answer, average_precision, curve_of
+from .ranking import Held, answer, average_precision, curve_of
 
 Find = Callable[[bool, Notes], tuple[Question, Neighbors]]
 NAMES = {"map5": "MAP@5", "recall1": "recall@1, known"}
@@ -137,16 +137,27 @@ def analyse(
     values = average_precision(answers, truth, classes)
     known = truth >= 0
     right = found.index[:, 0].numpy() == truth
-    analysis.thresholds = [curve.report("MAP@5 by threshold", "held out")]
+    analysis.words = wording(data.unknown)
+    analysis.thresholds = [
+        curve.report(
+            f"MAP@5 by threshold of {data.unknown}",
+            "held out",
+            x_label="threshold",
+            y_label="MAP@5",
+            caption=f"{data.unknown} stands before the first individual that scores below the "
+            "threshold; marked: the best one.",
+        )
+    ]
     images = np.bincount(asked.gallery_labels.numpy(), minlength=classes)
     counts = np.where(known, images[truth], 0)
     analysis.retrieval = {"ap": values, "relevant": counts, "name": "MAP@5"}
-    kinds = np.where(known, np.where(right, "right", "wrong"), "non-landmark")
+    kinds = np.where(known, np.where(right, "right", "wrong"), "none")
+    fitted = config.unknown.by == "validation"
     analysis.recognition = {
         "score": found.score[:, 0].numpy(),
         "kind": kinds.tolist(),
         "images": counts,
-        "positives": int(known.sum()),
+        **({"threshold": curve.threshold} if fitted else {}),
     }
     run.table("whale", _rows(asked, answers, values, data))
     scores = {"held-out/map5": float(values.mean())}
@@ -161,32 +172,57 @@ def named(answers: Neighbors, data: Whale) -> list[list[str]]:
     return [[str(names[i]) for i in row if i >= 0] for row in answers.index.tolist()]
 
 
+def wording(unknown: str) -> dict[str, str]:
+    """How the report calls things, `common.report.files.WORDS`."""
+    return {
+        "thing": "individual",
+        "none": unknown,
+        "recognition": "The nearest individual",
+        "recognition text": "Of held-out images: who is nearest, and how sure that is. On the left "
+        f"of the threshold, if one is drawn, {unknown} comes first.",
+        "retrieval": "MAP@5",
+        "retrieval text": f"Of held-out images: five answers, {unknown} among them. Average "
+        "precision is 1 / place of the right one, 0 without it.",
+        "precision text": "Left: images whose identity is not among the five answers. Right: those "
+        "where it comes first.",
+        "relevant": "training images of the individual",
+        "relevant title": "Few and many training images",
+        "relevant text": f"MAP@5 by number of training images, with its standard error; 0: images "
+        f"whose right answer is {unknown}.",
+        "confused": "individuals",
+    }
+
+
 def _rows(
     asked: Question, answers: Neighbors, values: np.ndarray, data: Whale
 ) -> list[dict[str, Any]]:
-    """Each query with its nearest images, for the report's gallery."""
+    """Each query with its answers, each by its individual's nearest image, for the gallery."""
     assert asked.truth is not None
-    near = search(asked.queries, asked.gallery, TOP)
-    labels = asked.gallery_labels.numpy()
-    names, told = np.append(data.classes, data.unknown), named(answers, data)
+    labels, unknown = asked.gallery_labels.numpy(), len(data.classes)
+    order = np.argsort(labels, kind="stable")
+    starts = np.searchsorted(labels[order], np.arange(unknown + 1))
+    names = np.append(data.classes, data.unknown)  # label -1 is the last
+    gallery, queries = asked.gallery.vectors.float(), asked.queries.vectors.float()
+
+    def entry(q: int, label: int, score: float) -> dict[str, Any]:
+        found = {"label": str(names[label]), "score": score, "known": label != unknown}
+        found["right"] = label == (unknown if truths[q] < 0 else truths[q])
+        mine = order[starts[label] : starts[label + 1]] if label != unknown else order[:0]
+        if len(mine):
+            near = int(mine[int((gallery[torch.from_numpy(mine)] @ queries[q]).argmax())])
+            found |= {"id": str(asked.gallery.ids[near]), "path": asked.gallery_paths[near]}
+        return found
+
+    truths = asked.truth.tolist()
     rows = []
-    for q, truth in enumerate(asked.truth.tolist()):
-        results = [
-            {
-                "id": str(asked.gallery.ids[i]),
-                "path": asked.gallery_paths[i],
-                "label": str(names[labels[i]]),
-                "score": value,
-                "right": int(labels[i]) == truth,
-            }
-            for i, value in zip(near.index[q].tolist(), near.score[q].tolist(), strict=True)
-            if i >= 0
-        ]
+    for q, truth in enumerate(truths):
+        told = zip(answers.index[q].tolist(), answers.score[q].tolist(), strict=True)
         query = {
             "id": str(asked.queries.ids[q]),
             "path": asked.query_paths[q],
             "label": str(names[truth]),
+            "known": truth >= 0,
         }
-        note = "answers " + ", ".join(told[q])
-        rows.append({"query": query, "results": results, "note": note, "ap": float(values[q])})
+        results = [entry(q, label, score) for label, score in told if label >= 0]
+        rows.append({"query": query, "results": results, "ap": float(values[q])})
     return rows
