@@ -14,16 +14,19 @@ import pytest
 import torch
 import yaml
 
-from common.config import ConfigError, keys, load
+from common.config import ConfigError, keys, load, save
 from common.data.samplers import PK
 from common.data.tables import DataError
+from common.engine.loop import Progress
 from common.losses.pair import TripletLoss
+from common.pipeline import training
 from common.submission import check as check_file
 from common.types import Neighbors, Table
-from competitions.whale.config import BASE, Config, check, criterion_of
+from competitions.whale.config import BASE, COMMANDS, Config, check, criterion_of
 from competitions.whale.data import DataConfig, read
 from competitions.whale.material import Material
 from competitions.whale.ranking import Held, average_precision
+from competitions.whale.train import train
 from competitions.whale.twins import doubled, joined_centers, twin_names
 
 ROOT = Path(__file__).parents[1]
@@ -295,6 +298,66 @@ def test_pseudo_labels_are_trained_on_and_never_validate(root, tmp_path):
 def test_pseudo_labels_that_cannot_be_used_are_named(root, tmp_path, row, message):
     with pytest.raises(DataError, match=message):
         pseudo(root, tmp_path, [row])
+
+
+def test_a_stage_may_take_frequent_individuals_alone_with_the_same_head(
+    root, tmp_path, monkeypatch
+):
+    stages = "train.stages=[{epochs: 1, size: 32, min_images: 3}, {epochs: 1, size: 32}]"
+    options = [f"data.root={root}", f"out={tmp_path}", *TINY, stages, "twins=true"]
+    config = load(Config, BASE, [*options, "view.join_flip=true", "train.batch_size=4"])
+    config.train.sampler = {"name": "quadruplets"}
+    seen, data = [], read(config.data)
+
+    def fit(model, heads, settings, folder, *, loader, **rest):
+        seen.append((heads, [loader(stage) for stage in settings.stages]))
+        return Progress()
+
+    monkeypatch.setattr(training, "fit", fit)
+    train(config, data, Held.of(data, config), tmp_path)
+    ((heads, (few, everybody)),) = seen
+    assert heads.terms[0].num_classes == 2 * len(data.classes)
+    counts = np.bincount(everybody.dataset.labels[everybody.dataset.labels >= 0], minlength=10)
+    assert (counts[[4, 9]] == 1).all()
+    kept = few.dataset.labels
+    assert set(kept[kept >= 0]) == set(np.flatnonzero(counts >= 3))
+    assert (kept < 0).sum() == (everybody.dataset.labels < 0).sum() > 0
+    drawn = {row for batch in few.batch_sampler for row, _ in batch}
+    assert max(drawn) < len(kept) < len(everybody.dataset)
+    for row in sorted(drawn)[::7]:
+        assert few.dataset[row]["label"] == kept[row]
+
+
+def test_folds_are_joined_when_nothing_is_to_be_scored(root, tmp_path):
+    for fold in range(2):
+        folder = tmp_path / str(fold)
+        options = [f"data.root={root}", f"data.fold={fold}", *TINY[:-1]]
+        save(load(Config, BASE, options), folder / "config.yaml")
+        (folder / "weights.safetensors").touch()
+    runs = f"runs=[{tmp_path}/0,{tmp_path}/1]"
+    with pytest.raises(ConfigError, match=r"data\.fold=1.* Add data\.fold=-1"):
+        COMMANDS.ensemble("", [runs])
+    with pytest.raises(ConfigError, match=r"unknown\.by=validation needs held-out images"):
+        COMMANDS.ensemble("", [runs, "data.fold=-1"])
+    settings, members = COMMANDS.ensemble("", [runs, "data.fold=-1", "unknown.by=share"])
+    assert settings.data.fold == -1
+    assert [member.data.fold for member in members] == [0, 1]
+    with pytest.raises(ConfigError, match="can be given"):
+        COMMANDS.ensemble("", [runs, "data.fold=-1", "data.folds=4", "unknown.by=share"])
+
+
+@pytest.mark.parametrize("fold", range(3))
+def test_each_fold_has_individuals_that_training_never_sees(root, fold):
+    options = [f"data.root={root}", "data.folds=3", "data.unseen=0.2", f"data.fold={fold}"]
+    config = load(Config, BASE, options)
+    data = read(config.data)
+    held = Held.of(data, config)
+    table = Material.of(data, config, held).table
+    unseen = np.unique(data.train.labels[held.split.unseen])
+    assert len(unseen) == 1
+    assert not np.isin(unseen, table.labels).any()
+    assert (held.asked.truth == -1).any()
+    assert np.isin(held.table.labels[held.asked.queries], unseen).any()
 
 
 def test_an_individual_of_mirrored_duplicates_alone_breaks_nothing(root, tmp_path):
