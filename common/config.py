@@ -94,12 +94,14 @@ def save(config: Any, path: str | Path) -> None:
 def same_run(config: Any, folder: str | Path, *, sections: Sequence[str]) -> None:
     """Write `config` as the run's config.yaml, or check that a run begun there had the same.
 
+    A key that the run's file lacks, because it came later, had its default.
+
     Raises:
         ConfigError: the folder holds a run with other values in one of `sections`.
     """
     path = Path(folder) / "config.yaml"
     if path.is_file() and (Path(folder) / "state").is_dir():
-        before, now = _read(path), dataclasses.asdict(config)
+        before, now = dataclasses.asdict(load(type(config), path)), dataclasses.asdict(config)
         for key in keys(now):
             if key.split(".")[0] not in sections or isinstance(_value(now, key), Mapping):
                 continue

@@ -182,5 +182,20 @@ def test_a_begun_run_refuses_another_config(base, tmp_path):
         same_run(load(Config, base, ["lr=0.5"]), folder, sections=("lr",))
 
 
+def test_a_key_that_came_after_a_run_began_had_its_default(base, tmp_path):
+    folder = tmp_path / "run"
+    (folder / "state").mkdir(parents=True)
+    old = "stages: [{epochs: 2}]\n"  # neither lr nor the stage's size
+    (folder / "config.yaml").write_text(old)
+    same_run(
+        load(Config, base, ["lr=0.1", old.strip().replace(": ", "=", 1)]),
+        folder,
+        sections=("lr", "stages"),
+    )
+    (folder / "config.yaml").write_text(old)
+    with pytest.raises(ConfigError, match=r"lr=0.1, this one has 0.5"):
+        same_run(load(Config, base, ["lr=0.5"]), folder, sections=("lr",))
+
+
 def test_keys_lists_sections_and_leaves():
     assert keys({"a": {"b": 1}, "c": 2}) == ["a", "a.b", "c"]
