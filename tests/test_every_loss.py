@@ -33,6 +33,7 @@ OPTIONS = {
         {"miner": "hard_triplets"},
         {"miner": "semi_hard_pair", "active_only": True},
     ],
+    "cosine_contrastive": [{"miner": "multi_similarity_pairs"}],
     "quadruplet": [{"adaptive": True}],
     "circle": [{"scale": 256.0, "margin": 0.25, "reduction": "batch"}],
     "cross_batch_memory": [{"size": 6, "start": 0}, {"size": 6, "start": 0, "loss": "nce"}],

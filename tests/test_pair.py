@@ -147,6 +147,11 @@ def test_equals_pytorch_metric_learning():
             pml.ContrastiveLoss(1, 0.5, distance=CosineSimilarity(), **mean),
             None,
         ),
+        (
+            CosineContrastiveLoss(miner={"name": "multi_similarity_pairs", "epsilon": 0.05}),
+            pml.ContrastiveLoss(1, 0.5, distance=CosineSimilarity(), **mean),
+            pml_miners.MultiSimilarityMiner(0.05)(x, labels),
+        ),
         (MultiSimilarityLoss(epsilon=None), pml.MultiSimilarityLoss(2, 50, 0.5, **mean), None),
         (
             MultiSimilarityLoss(),
@@ -261,6 +266,7 @@ def test_bad_input_is_said(make):
     [
         (ContrastiveLoss, {"margin": 0.0}, "margin must be positive"),
         (CosineContrastiveLoss, {"margin": 1.0}, "a cosine"),
+        (CosineContrastiveLoss, {"miner": "batch_hard"}, "miner: .*multi_similarity_pairs"),
         (TripletLoss, {"margin": -0.1}, "margin must be positive"),
         (TripletLoss, {"margin": "hard"}, "a number or soft"),
         (TripletLoss, {"margin": "soft", "active_only": True}, "neither ramp nor active_only"),
@@ -491,6 +497,15 @@ def test_equal_rows_are_at_distance_zero_and_pull_nowhere():
     assert found.count_nonzero() == 40 * (40 - 2)  # but itself and its equal
     (gradient,) = torch.autograd.grad(equal.sum(), x)
     assert not gradient.any()
+
+
+def test_mined_pairs_have_one_mean_too():
+    """By hand; with the margin of 0.5 all mined negatives have a loss."""
+    x = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.96, 0.28], [0.8, -0.6]])
+    loss = CosineContrastiveLoss(balanced=False, miner="multi_similarity_pairs")
+    # cosines: 0-1 .6, 2-3 .6; 0-2 .96, 0-3 .8, 1-2 .8, 1-3 0: all but the last are mined twice.
+    expected = 2 * (0.4 + 0.4 + 0.46 + 0.3 + 0.3) / 10
+    assert loss(x, torch.tensor([0, 0, 1, 1])).item() == pytest.approx(expected)
 
 
 def test_few_and_many_pairs_measure_alike():

@@ -220,6 +220,8 @@ TRIPLETS: dict[str, Callable[..., Triplets]] = {
     )
 }
 
+PAIRS = {"multi_similarity_pairs": multi_similarity_pairs}
+
 
 def _split(
     distances: Tensor, labels: Tensor, reference_labels: Tensor | None, own: bool

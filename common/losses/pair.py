@@ -22,7 +22,7 @@ from common.losses.batch import (
     mean,
     softplus,
 )
-from common.losses.miners import TRIPLETS
+from common.losses.miners import PAIRS, TRIPLETS
 from common.losses.schedule import ramp_factor, read_ramp
 from common.steps import bind
 
@@ -56,7 +56,7 @@ class ContrastiveLoss(ReferenceLoss):
         pull = entries(distance, pairs.near).square() / 2
         close = pairs.far & ~(distance >= self.margin)  # what is NaN stays, and shows
         push = (self.margin - entries(distance, close)).square() / 2
-        return _pair_mean(pull, push, pairs, balanced=self.balanced)
+        return _pair_mean(pull, push, _count(pairs), balanced=self.balanced)
 
     def _mass(self, pairs: Pairs) -> Tensor:
         return _pair_mass(pairs, balanced=self.balanced)
@@ -71,22 +71,39 @@ class CosineContrastiveLoss(ReferenceLoss):
     Args:
         margin: XBM's 0.5; in [-1, 1).
         balanced: see `ContrastiveLoss`.
+        miner: multi_similarity_pairs, or {name: multi_similarity_pairs, epsilon: 0.1}: the means
+            are over the pairs that it finds in 1 - s. None is all pairs.
 
     Raises:
-        ValueError: margin outside [-1, 1).
+        ValueError: margin outside [-1, 1); ConfigError: an unknown miner or option.
     """
 
-    def __init__(self, margin: float = 0.5, *, balanced: bool = True) -> None:
+    def __init__(
+        self,
+        margin: float = 0.5,
+        *,
+        balanced: bool = True,
+        miner: str | Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         if not -1 <= margin < 1:
             raise ValueError(f"margin is a cosine in [-1, 1), got {margin}")
-        self.margin, self.balanced = margin, balanced
+        self.margin, self.balanced, self._mine = margin, balanced, None
+        if miner is not None:
+            step = {"name": miner} if isinstance(miner, str) else dict(miner)
+            self._mine = bind(step, PAIRS, "miner")
 
     def _compare(self, rows: Tensor, references: Tensor, pairs: Pairs) -> Tensor:
         cosine = rows @ references.T
-        pull = 1 - entries(cosine, pairs.near)
-        push = entries(cosine, pairs.far & ~(cosine <= self.margin)) - self.margin
-        return _pair_mean(pull, push, pairs, balanced=self.balanced)
+        near, far, count = pairs.near, pairs.far, _count(pairs)
+        if self._mine is not None:
+            a, positives, b, others = self._mine(vars(pairs), distances=1 - cosine.detach())
+            near = torch.zeros_like(near).index_put_((a, positives), near.new_tensor(True))
+            far = torch.zeros_like(far).index_put_((b, others), far.new_tensor(True))
+            count = len(positives) + len(others)
+        pull = 1 - entries(cosine, near)
+        push = entries(cosine, far & ~(cosine <= self.margin)) - self.margin
+        return _pair_mean(pull, push, count, balanced=self.balanced)
 
     def _mass(self, pairs: Pairs) -> Tensor:
         return _pair_mass(pairs, balanced=self.balanced)
@@ -285,13 +302,16 @@ class CircleLoss(ReferenceLoss):
         return anchors if self.reduction == "anchor" else anchors.clamp_max(1)
 
 
-def _pair_mean(pull: Tensor, push: Tensor, pairs: Pairs, *, balanced: bool) -> Tensor:
-    """Scalar mean of (P,) pull, all positives, and of (N,) push, the negatives with a loss."""
-    others = len(pairs.labels) * (len(pairs.reference_labels) - pairs.own)
-    pulled, pushed, negatives = pull.sum(), push.sum(), others - len(pull)
+def _count(pairs: Pairs) -> int:
+    return len(pairs.labels) * (len(pairs.reference_labels) - pairs.own)
+
+
+def _pair_mean(pull: Tensor, push: Tensor, count: int, *, balanced: bool) -> Tensor:
+    """Scalar mean of `count` pairs: (P,) pull, all positives, (N,) push, negatives with a loss."""
+    pulled, pushed, negatives = pull.sum(), push.sum(), count - len(pull)
     if balanced:
         return pulled / max(1, len(pull)) + pushed / max(1, negatives)
-    return (pulled + pushed) / max(1, others)
+    return (pulled + pushed) / max(1, count)
 
 
 def _pair_mass(pairs: Pairs, *, balanced: bool) -> Tensor:
