@@ -162,7 +162,7 @@ def test_page_shows_everything(folder):
     for words in (
         "0.750", "+0.250 over frozen (0.500)", "-0.125 over frozen (0.250)", "Loss", "Validation",
         "Learning rates", "Images per second", "Confidence of the predictions", "Rare and frequent",
-        "Average precision by query", "F1", "Worst", "Best", "Random", "labels that are confused",
+        "Average precision by query", "F1", "Worst", "Best", "Random", "classes that are confused",
         "not readable", "train.lr 0.1 0.2", "python infer.py run=x", "torch", "Mine words",
     ):  # fmt: skip
         assert words in shown.visible, words

@@ -91,7 +91,7 @@ def recognition(data: Json, words: Mapping[str, str] = WORDS) -> list[Drawing]:
             y_label="share recognised",
         )
         caption = f"Share of queries whose {words['thing']} was found, with its standard error."
-        found.append(Drawing("Rare and frequent classes", Markup(svg), caption))
+        found.append(Drawing(f"Rare and frequent {words['things']}", Markup(svg), caption))
     return found
 
 

@@ -19,6 +19,7 @@ KINDS = ("right", "wrong", "none")
 # How a page calls what it shows; a competition has its own, `Analysis.words`.
 WORDS = {
     "thing": "class",
+    "things": "classes",
     "none": "of no class",
     "recognition": "Recognition",
     "recognition text": "One prediction per query: which class, and how sure.",
@@ -29,7 +30,6 @@ WORDS = {
     "relevant": "right images of a query",
     "relevant title": "Few and many right images",
     "relevant text": "Mean over the queries of each group, with its standard error.",
-    "confused": "labels",
 }
 
 

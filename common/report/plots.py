@@ -168,7 +168,7 @@ def score_histogram(
         threshold: a score that is marked.
     """
     scores, kinds = np.asarray(score, float), np.asarray(kind, dtype=np.str_)
-    figure, drawn = panels(2, height=4.3, ratios=(1.25, 1)) if gap else panels(height=3.2)
+    figure, drawn = panels(2, height=4.3, ratios=(1.25, 1)) if gap else panels()
     upper = drawn[0]
     bins = np.linspace(scores.min(), scores.max() + 1e-9, 41)
     middle = float(np.median(np.abs(scores)))
@@ -187,6 +187,13 @@ def score_histogram(
     )  # fmt: skip
     if threshold is not None and bins[0] <= threshold <= bins[-1]:
         upper.axvline(threshold, color=COLORS["ink"][0], linestyle=(0, (4, 3)), linewidth=1.2)
+        left = threshold > bins.mean()
+        upper.annotate(
+            f"threshold {threshold:.3g}", (threshold, 0.99), (-5 if left else 5, 0),
+            textcoords="offset points", xycoords=("data", "axes fraction"), va="top",
+            ha="right" if left else "left", color=COLORS["ink"][0],
+        )  # fmt: skip
+        upper.margins(y=0.14)
     if gap:
         _gap_panel(drawn[1], scores, kinds, positives)
         drawn[1].sharex(upper)

@@ -165,7 +165,7 @@ def recognition_analysis(
         "curve": "GAP",
         "positives": positives,
     }
-    analysis.words = {"thing": "landmark", "none": "non-landmark"}
+    analysis.words = {"thing": "landmark", "things": "landmarks", "none": "non-landmark"}
     near = search(asked.queries, asked.gallery, 5)
     rows = []
     for q, (truth, guess) in enumerate(zip(asked.truth.tolist(), best, strict=True)):

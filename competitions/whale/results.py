@@ -176,6 +176,7 @@ def wording(unknown: str) -> dict[str, str]:
     """How the report calls things, `common.report.files.WORDS`."""
     return {
         "thing": "individual",
+        "things": "individuals",
         "none": unknown,
         "recognition": "The nearest individual",
         "recognition text": "Of held-out images: who is nearest, and how sure that is. On the left "
@@ -189,7 +190,6 @@ def wording(unknown: str) -> dict[str, str]:
         "relevant title": "Few and many training images",
         "relevant text": f"MAP@5 by number of training images, with its standard error; 0: images "
         f"whose right answer is {unknown}.",
-        "confused": "individuals",
     }
 
 
