@@ -36,8 +36,9 @@ def test_learned_whitening_equals_all_pairs(dim, monkeypatch):
     train, labels = classes(80, 8, 9)
     test, _ = classes(30, 8, 9, 1)
     whitening = LearnedWhitening(dim, eps=1e-12).fit(train, labels)
-    mean, projection = twin(train.double().numpy(), labels, dim or 8)
+    mean, projection, separation = twin(train.double().numpy(), labels, dim or 8)
     np.testing.assert_allclose(whitening.mean_, mean, atol=1e-12)
+    np.testing.assert_allclose(whitening.separation_, separation, rtol=1e-9)
     expected = (test.double().numpy() - mean) @ projection.T
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(gram(whitening.transform(test)), expected @ expected.T, atol=1e-6)

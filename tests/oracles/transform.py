@@ -4,7 +4,7 @@ import numpy as np
 
 
 def learned_whitening(rows, labels, dim):
-    """Mean and projection `(dim, D)`; rows float64, no floor."""
+    """Mean, projection `(dim, D)` and what each row separates; rows float64, no floor."""
     labels = np.asarray(labels)
     matching = np.zeros((rows.shape[1],) * 2)
     every = np.zeros_like(matching)
@@ -18,4 +18,4 @@ def learned_whitening(rows, labels, dim):
     root = vectors @ np.diag(values**-0.5) @ vectors.T
     values, vectors = np.linalg.eigh(root @ every @ root)
     best = np.argsort(-values)[:dim]
-    return rows.mean(0), vectors[:, best].T @ root
+    return rows.mean(0), vectors[:, best].T @ root, values[best]
