@@ -18,7 +18,9 @@ from competitions.whale.config import BASE, Config
 from competitions.whale.data import DataConfig, read
 from competitions.whale.ensemble import main
 from competitions.whale.lists import listed, read_lists
+from competitions.whale.material import Material
 from competitions.whale.postprocess import Postprocess, PostprocessConfig
+from competitions.whale.ranking import Held
 
 PLAIN = ["track.wandb=off", "ensemble.stack={folds: 3, rounds: 15, min_leaf: 3}"]
 
@@ -325,6 +327,20 @@ def test_balance_is_off_by_default_and_uses_more_individuals(runs, capsys):
     assert "a second that scores less than 0.5 below" in capsys.readouterr().out
     with pytest.raises(ValueError, match="margin=-1.0: at least 0"):
         ensemble(home, "x", "postprocess={balance: {margin: -1}}")
+
+
+def test_training_keeps_what_a_cleaned_list_names(runs, tmp_path):
+    home, _, _ = runs
+    path = tmp_path / "cleaned.csv"
+    path.write_text("Image\n" + "".join(f"a{i:03d}.jpg\n" for i in range(0, 63, 2)))
+    words = [f"data.root={home / 'data'}", "data.folds=3"]
+    config = load(Config, BASE, [*words, f"data.keep={path}"])
+    data = read(config.data)
+    held = Held.of(data, config)
+    found = Material.of(data, config, held)
+    before = Material.of(data, load(Config, BASE, words), held)
+    assert set(found.table.ids) == {i for i in before.table.ids if int(i[1:4]) % 2 == 0}
+    assert f"keep: {len(found.table)} of {len(before.table)} train images" in found.remarks
 
 
 # ---------------------------------------------------------------- odd data

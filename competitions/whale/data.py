@@ -40,6 +40,7 @@ class DataConfig:
     keypoints: str | None = "none"
     align: float = 0.5
     pseudo: str | None = None
+    keep: str | None = None
     fold: int = 0
     folds: int = 5
     unseen: float = 0.1

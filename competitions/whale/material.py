@@ -9,6 +9,7 @@ import numpy as np
 
 from common.data.crops import BoxMix
 from common.data.tables import DataError, read_columns
+from common.pipeline.clean import kept_rows
 from common.types import Table
 
 from .config import Config
@@ -41,12 +42,16 @@ class Material:
         """All of it, for what is held out.
 
         Raises:
-            FileNotFoundError: no file of boxes or of pseudo-labels.
+            FileNotFoundError: no file of boxes, of images to keep or of pseudo-labels.
             DataError: one that cannot be used.
         """
         table, remarks = data.train, []
         if held is not None:
             table = data.train.take(held.split.train)
+        kept = kept_rows(config.data.keep, table.ids)
+        if not kept.all():
+            remarks.append(f"keep: {kept.sum()} of {len(kept)} train images")
+        table = table.take(kept)
         if config.data.pseudo is not None:
             more, remark = pseudo_rows(Path(config.data.pseudo), data, held)
             table = Table.concatenate([table, more])
