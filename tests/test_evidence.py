@@ -39,12 +39,17 @@ def test_the_rest_gives_the_other_side(corner):
     assert np.abs(both.model - both.second).max() > 0.05, "two planes, not one twice"
 
 
-def test_eight_stray_matches_are_no_second_plane():
-    image = texture(0)
-    seen = turned(image)[0]
-    one, both = verify(image, seen, "rootsift"), verify(image, seen, "rootsift", second="rest")
-    assert both.second is None
-    assert both.inliers == one.inliers
+@pytest.mark.parametrize("others", [5, 7, 8, 12])
+def test_fewer_than_eight_matches_are_no_second_plane(others):
+    random = np.random.default_rng(0)
+    points = random.uniform(0, 300, (40 + others, 2)).astype(np.float32)
+    moved = points + np.where(np.arange(len(points)) < 40, 3, 90)[:, None].astype(np.float32)
+    rows = random.normal(size=(len(points), 64))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+    a, b = (LocalFeatures(place, rows, (400, 400)) for place in (points, moved))
+    found = compare(a, b, Settings("xfeat", second="rest"))
+    assert (found.second is not None) == (others >= 8)
+    assert int(found.inlying.sum()) == 40 + others * (others >= 8)
 
 
 def test_guided_matching_brings_back_what_the_ratio_test_threw_away():
