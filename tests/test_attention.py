@@ -9,10 +9,17 @@ import torch.nn.functional as F
 
 from common.metrics import map_at_k_arrays
 from common.notes import Notes
-from common.retrieval import expand, lists
+from common.rerank import listmodel
+from common.retrieval import attention, expand, lists
 from common.retrieval.attention import ExpansionWeights, alpha_weights, learn
 from common.retrieval.expand import alpha_query_expansion, attention_query_expansion
-from common.retrieval.lists import ListEncoder, labelled_lists, mean_average_precision, products
+from common.retrieval.lists import (
+    ListEncoder,
+    label_folds,
+    labelled_lists,
+    mean_average_precision,
+    products,
+)
 from common.retrieval.search import search
 from common.types import Embeddings
 from tests.oracles.expand import expand as twin
@@ -137,6 +144,24 @@ def test_learned_weights_beat_alpha_on_labels_they_have_not_seen(train):
     _, figures = learn(*train, k=30, alpha=1.0, epochs=10, lr=2e-3, most=500, seed=0, device=CPU)
     assert figures["alpha expansion"] > figures["no expansion"]
     assert figures["learned weights"] > figures["alpha expansion"] + 0.01
+
+
+@pytest.mark.parametrize("module", [attention, listmodel])
+def test_each_label_is_unseen_by_the_model_that_is_judged_by_it(train, module, monkeypatch):
+    found = labelled_lists(*train, 20, most=90, seed=0, step="test", device=None)
+    seen = []
+
+    def watched(model, loss_of, rows, **settings):
+        seen.append(set(found.labels[rows].tolist()))
+
+    monkeypatch.setattr(module, "train_model", watched)
+    if module is attention:
+        learn(*train, k=5, alpha=3.0, epochs=1, lr=1e-3, most=90, seed=0, device=CPU)
+    else:
+        listmodel.fit(found)
+    fold_of = label_folds(found.labels.numpy(), 4, 0)
+    held = [set(found.labels[fold_of == fold].tolist()) for fold in range(4)]
+    assert seen == [set(found.labels.tolist()) - labels for labels in held]
 
 
 def test_expansion_uses_the_learned_weights_and_says_what_they_are_worth(train):
