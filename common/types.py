@@ -32,6 +32,8 @@ class Table:
             row is as wide as the longest. None: rows without text.
         frames: `(N, 8)` the aligned part of each image to look at in place of the box, as
             `data.align.frames` makes it; a row of zeros means the box. None: boxes only.
+        masks: of a fourth channel: `(N,)` bytes, file of each row, empty for none; or `(N, 4)`
+            boxes in pixels of the image, zeros for none. None: three channels.
 
     Raises:
         ValueError: titles that are no text, such as the NaN that pandas reads for an empty one.
@@ -43,6 +45,7 @@ class Table:
     boxes: np.ndarray | None = None
     titles: np.ndarray | None = None
     frames: np.ndarray | None = None
+    masks: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.titles is not None:
@@ -55,7 +58,7 @@ class Table:
 
     def take(self, rows: np.ndarray | slice) -> Table:
         """The rows of a boolean mask, an index array, or a slice (which copies nothing)."""
-        columns = (self.boxes, self.titles, self.frames)
+        columns = (self.boxes, self.titles, self.frames, self.masks)
         more = [None if column is None else column[rows] for column in columns]
         return Table(self.ids[rows], self.paths[rows], self.labels[rows], *more)
 
@@ -65,6 +68,9 @@ class Table:
         titles = [table.titles for table in tables if table.titles is not None]
         if titles and len(titles) < len(tables):
             raise ValueError("Some of these tables have titles and some have none.")
+        masks = [table.masks for table in tables if table.masks is not None]
+        if masks and len(masks) < len(tables):
+            raise ValueError("Some of these tables have masks and some have none.")
         return Table(
             np.concatenate([table.ids for table in tables]),
             np.concatenate([table.paths for table in tables]),
@@ -72,6 +78,7 @@ class Table:
             _together(tables, "boxes", 4),
             np.concatenate(titles) if titles else None,
             _together(tables, "frames", 8),
+            np.concatenate(masks) if masks else None,
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from common.config import ConfigError, suggestion
@@ -16,6 +17,8 @@ from common.data.transforms import Geometry, Resize, Transform
 from common.steps import Step, bind, catalog
 
 STEPS = catalog(transforms)
+# What changes colours and nothing else: a mask beside them stays as it is.
+COLORS = ("color", "gray", "posterize", "blur", "noise", "jpeg")
 
 RECIPES: dict[str, list[Step]] = {
     "none": [],
@@ -77,14 +80,23 @@ class Augment:
         size: side of the result.
         short_side: the short side that a picture should have, for `read_image(size=...)`: with
             less something is enlarged, with more only time is lost.
+        mixed: whether a step moves pixels or colours as chance has it, so that a mask, a fourth
+            channel, could not follow. Otherwise `(4, H, W)` becomes `(4, size, size)`.
     """
 
-    def __init__(self, size: int, short_side: int, steps: Sequence[Transform]) -> None:
+    def __init__(
+        self, size: int, short_side: int, steps: Sequence[Transform], names: Sequence[str] = ()
+    ) -> None:
         self.size, self.short_side, self.steps = size, short_side, list(steps)
+        self.names = list(names) or [""] * len(self.steps)
+        self.mixed = "trivial_augment" in self.names
 
     def __call__(self, image: Tensor) -> Tensor:  # noqa: D102
-        for step in self.steps:
-            image = step(image)
+        for name, step in zip(self.names, self.steps, strict=True):
+            if len(image) > 3 and name in COLORS:
+                image = torch.cat([step(image[:3].contiguous()), image[3:]])
+            else:
+                image = step(image)
         return image.contiguous()
 
 
@@ -113,7 +125,10 @@ def build(
         raise ConfigError(f"the image size must be at least 1, got {size}")
     steps = RECIPES[recipe] if isinstance(recipe, str) else recipe
     parts = [bind(step, STEPS, "augmentation")({"size": size}) for step in steps]
-    geometry = parts.pop(0) if parts and isinstance(parts[0], Geometry) else Resize(size)
+    names = [str(step["name"]) for step in steps]
+    geometry: Geometry = Resize(size)
+    if parts and isinstance(parts[0], Geometry):
+        geometry, names = parts.pop(0), names[1:]
     for place, part in enumerate(parts):
         if isinstance(part, Geometry):
             name = steps[place + len(steps) - len(parts)]["name"]
@@ -122,7 +137,7 @@ def build(
                 "and the only one of resize, random_crop, random_resized_crop"
             )
     if not train:
-        geometry, parts = geometry.still(), []
+        geometry, parts, names = geometry.still(), [], []
     if fit is not None and (not train or isinstance(geometry, Resize)):
         geometry = Resize(size, fit=fit)
-    return Augment(size, geometry.short_side, [geometry, *parts])
+    return Augment(size, geometry.short_side, [geometry, *parts], ["", *names])

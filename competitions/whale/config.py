@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from common.config import ConfigError
+from common.data import augment
 from common.engine.extract import ViewConfig
 from common.engine.settings import FitConfig
 from common.losses import total
@@ -102,6 +103,17 @@ def check(settings: Config) -> Config:
             "twins=true makes an individual's mirror image a class of its own: set "
             "view.join_flip=true, or inference would average what training told apart."
         )
+    if (settings.data.mask != "none") != (settings.model.in_chans == 4):
+        raise ConfigError(
+            f"data.mask={settings.data.mask} with model.in_chans={settings.model.in_chans}: a mask "
+            "is the fourth channel, so set both or neither."
+        )
+    for recipe in (settings.train.augment, *(s.augment for s in settings.train.stages)):
+        if settings.data.mask != "none" and recipe and augment.build(recipe, 32, True).mixed:
+            raise ConfigError(
+                f"train.augment={recipe} moves pixels by trivial_augment, which a mask cannot "
+                "follow: take another recipe, or data.mask=none."
+            )
     if settings.twin_mask not in MASKS:
         raise ConfigError(f"twin_mask={settings.twin_mask!r}: choose {', '.join(MASKS)}.")
     if settings.view.join_flip and not settings.view.flip:

@@ -18,7 +18,16 @@ from common.data.tables import DataError, read_columns
 from common.paths import find_data
 from common.types import Table
 
-from .regions import NAME, BoxShare, boxes_of, frames_of, outside, read_boxes, read_points
+from .regions import (
+    NAME,
+    BoxShare,
+    boxes_of,
+    frames_of,
+    mask_files,
+    outside,
+    read_boxes,
+    read_points,
+)
 
 SLUGS = ("humpback-whale-identification", "happy-whale-and-dolphin")
 SAMPLE = Path(__file__).parent / "sample"
@@ -39,6 +48,8 @@ class DataConfig:
     box_mix: list[BoxShare] = field(default_factory=list)
     keypoints: str | None = "none"
     align: float = 0.5
+    mask: str = "none"
+    mask_drop: float = 0.5
     pseudo: str | None = None
     keep: str | None = None
     fold: int = 0
@@ -51,6 +62,11 @@ class DataConfig:
             raise ValueError(f"data.box_margin={self.box_margin}: a share of the box, 0 to 1.")
         if not 0 <= self.align <= 1:
             raise ValueError(f"data.align={self.align}: how often training aligns, 0 to 1.")
+        if self.mask not in ("none", "files", "box") or not 0 <= self.mask_drop <= 1:
+            raise ValueError(
+                f"data.mask={self.mask!r}, data.mask_drop={self.mask_drop}: choose none, files or "
+                "box, and how often training leaves it out, 0 to 1."
+            )
         if not 0 <= self.unknown_share < 1:
             raise ValueError(f"data.unknown_share={self.unknown_share}: a share in [0, 1).")
 
@@ -142,6 +158,16 @@ def read(config: DataConfig) -> Whale:
     points = read_points(root, config.keypoints)
     if points:
         train.frames, test.frames = frames_of(points, train, test, config.box_margin)
+    warnings = []
+    if config.mask == "box":
+        marked = read_boxes(root, config.boxes, "bboxs.csv", 0.0)
+        if not marked:
+            raise DataError("data.mask=box needs boxes: name their csv in data.boxes.")
+        train.masks, test.masks = boxes_of(marked, train), boxes_of(marked, test)
+    elif config.mask == "files":
+        for name, table in (("train", train), ("test", test)):
+            table.masks, said = mask_files(root, table, name)
+            warnings += said
     found = Whale(
         root,
         origin,
@@ -151,7 +177,7 @@ def read(config: DataConfig) -> Whale:
         test,
         boxes,
         sample if sample.is_file() else None,
-        [],
+        warnings,
     )
     _check(found, points)
     return found

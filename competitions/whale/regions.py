@@ -8,15 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from common.data.align import frames, mean_layout
 from common.data.crops import BoxMix
+from common.data.images import ImageError, picture_size
 from common.data.tables import DataError, read_columns, read_frame
 from common.types import Table
 
 NAME = (r"[^/\\,\s]+", "a plain file name without folders or spaces")
-ORIENTATION = 274  # EXIF
 LOOKED_AT = 200  # images whose size is compared with their boxes, of each table
 
 Box = tuple[float, float, float, float]
@@ -153,11 +152,8 @@ def outside(table: Table, what: str) -> list[str]:
     wrong: dict[str, list[str]] = {"boxes": [], "points": []}
     for row in rows.tolist():
         try:
-            with Image.open(os.fsdecode(table.paths[row])) as file:
-                size = np.array(file.size)
-                if file.getexif().get(ORIENTATION, 1) > 4:  # turned by 90 degrees when shown
-                    size = size[::-1]
-        except OSError:  # told when it is read
+            size = picture_size(table.paths[row])
+        except ImageError:  # told when it is read
             continue
         if (boxes[row, :2] >= size).any():
             wrong["boxes"].append(str(table.ids[row]))
@@ -172,6 +168,41 @@ def outside(table: Table, what: str) -> list[str]:
         for kind, names in wrong.items()
         if names
     ]
+
+
+def mask_files(root: Path, table: Table, what: str) -> tuple[np.ndarray, list[str]]:
+    """`(N,)` bytes file `masks/<name>.png` of each image, empty for none, and what to warn of.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        DataError: no mask at all, or one of another size than its image, of a sample of these.
+    """
+    folder = root / "masks"
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"No folder {folder}: it must hold a png of each image's name, white inside, or set "
+            "data.mask=box."
+        )
+    there = {path.stem for path in folder.glob("*.png")}
+    stems = [Path(str(name)).stem for name in table.ids]
+    files = np.array([os.fsencode(folder / f"{s}.png") if s in there else b"" for s in stems])
+    rows = np.flatnonzero(files != b"")
+    if not len(rows):
+        raise DataError(f"{folder} has no mask of any {what} image; names are those of the images.")
+    for row in rows[np.unique(np.linspace(0, len(rows) - 1, LOOKED_AT).astype(int))].tolist():
+        try:
+            mask, image = picture_size(files[row]), picture_size(table.paths[row])
+        except ImageError:
+            continue
+        if mask != image:
+            raise DataError(
+                f"{os.fsdecode(files[row])} has {mask[0]} x {mask[1]} pixels, its image "
+                f"{image[0]} x {image[1]}: a mask has its image's pixels."
+            )
+    if len(rows) == len(files):
+        return files, []
+    missing = len(files) - len(rows)
+    return files, [f"{missing} of {len(files)} {what} images have no mask: theirs is black."]
 
 
 def _find(root: Path, name: str | None, usual: str) -> Path | None:

@@ -73,6 +73,8 @@ def train(config: Config, data: Whale, held: Held | None, folder: Path) -> Path:
             mix=material.mix,
             frames=material.table.frames,
             align=config.data.align,
+            masks=material.table.masks,
+            mask_drop=config.data.mask_drop,
             mirror=material.mirror,
         )
 
