@@ -42,6 +42,7 @@ TINY = [
     "data.unseen=0.2",
     "track.wandb=off",
 ]
+POINTS = "Image,x0,y0,x1,y1,x2,y2\n"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
@@ -110,6 +111,12 @@ def test_train_infer_and_ensemble_end_in_checked_submissions(root, trained):
     twin = trained.parent / "twin"
     more = ["twins=true", "view.join_flip=true", "train.sampler={name: assigned_pairs}"]
     loss = "loss=[{name: sub_center_arcface}, {name: siamese, weight: 0.5}]"
+    points = trained.parent / "points.csv"
+    named = [path.name for split in ("train", "test") for path in (root / split).iterdir()]
+    points.write_text(POINTS + "".join(f"{name},6,6,34,7,33,34\n" for name in named))
+    more += ["data.mask=box", "model.in_chans=4", f"data.keypoints={points}", "train.swa=1"]
+    more += ["data.box_mix=[{boxes: bboxs.csv, share: 0.7}, {boxes: none, share: 0.3}]"]
+    more += ["model.freeze=none", "train.stages=[{epochs: 1, size: 32, min_images: 2}]"]
     run("train", f"data.root={root}", f"out={twin}", *TINY, *more, loss)
     ranking = "ranking=[{name: knn}, {name: siamese, top: 5}, {name: vote, reduce: max}]"
     run("infer", f"run={twin}", "unknown={by: share, value: 0.5}", ranking)
@@ -142,6 +149,9 @@ def test_a_copied_folder_works_under_its_own_name(root, tmp_path):
         (["twins=true"], "set view.join_flip=true"),
         (["view.join_flip=true", "view.flip=false"], "set view.flip=true"),
         (["twin_mask=some"], "choose none, softmax, all"),
+        (["data.mask=box"], "set both or neither"),
+        (["model.in_chans=4"], "set both or neither"),
+        (["data.mask=box", "model.in_chans=4", "train.augment=strong"], "a mask cannot follow"),
         (["unknown.by=luck"], "choose validation, share, quantile, threshold"),
         (["data.fold=-1"], "needs held-out images"),
         (["ranking=[{name: vote}]"], "vote needs neighbors"),
@@ -189,9 +199,6 @@ TRAIN = "Image,Id\n"
 def test_files_that_cannot_be_used_are_named(root, tmp_path, name, text, message):
     with pytest.raises(DataError, match=message):
         read(copied(root, tmp_path, name, text))
-
-
-POINTS = "Image,x0,y0,x1,y1,x2,y2\n"
 
 
 @pytest.mark.parametrize(
@@ -253,6 +260,43 @@ def test_boxes_of_several_files_take_turns_and_follow_the_twins(root, tmp_path):
     config = load(Config, BASE, [f"data.root={root}", "data.box_mix=[{boxes: a.csv, share: 1}]"])
     with pytest.raises(FileNotFoundError, match=r"No file a\.csv"):
         Material.of(read(config.data), config, None)
+
+
+def masked(root, tmp_path, size=(48, 40), names=("train00", "test10")):
+    for path in root.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "masks").mkdir()
+    for name in names:
+        cv2.imwrite(str(tmp_path / "masks" / f"{name}.png"), np.zeros(size[::-1], np.uint8))
+    return DataConfig(root=str(tmp_path), mask="files")
+
+
+def test_masks_of_files_follow_the_rows_and_missing_ones_are_said(root, tmp_path):
+    found = read(masked(root, tmp_path))
+    there = found.train.ids[found.train.masks != b""].tolist()
+    assert there == ["train00.jpg"]
+    assert found.train.masks[found.train.ids == "train00.jpg"][0].endswith(b"masks/train00.png")
+    count = len(found.train) - 1
+    assert f"{count} of {count + 1} train images have no mask: theirs is black." in found.warnings
+
+
+def test_masks_that_cannot_be_used_are_named(root, tmp_path):
+    with pytest.raises(FileNotFoundError, match="must hold a png of each image's name"):
+        read(DataConfig(root=str(root), mask="files"))
+    for number, (options, message) in enumerate(
+        [
+            ({"size": (40, 48)}, "has 40 x 48 pixels, its image 48 x 40"),
+            ({"names": ["nobody"]}, "has no mask of any train image"),
+        ]
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with pytest.raises(DataError, match=message):
+            read(masked(root, folder, **options))
+    with pytest.raises(DataError, match="needs boxes"):
+        read(DataConfig(root=str(root), mask="box", boxes="none"))
+    with pytest.raises(ValueError, match="choose none, files or box"):
+        DataConfig(mask="circle")
 
 
 def pseudo(root, tmp_path, rows, *arguments):
