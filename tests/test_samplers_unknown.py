@@ -6,6 +6,7 @@ import pytest
 from common.data.samplers import PK, ClassBalanced
 from common.data.samplers_grouped import CategoryBalanced, IdentityClusters
 from tests.test_samplers import epoch_draws, epoch_rows
+from tests.test_samplers_grouped import kinds_of
 
 UNKNOWN = {
     "balanced": lambda labels, **o: ClassBalanced(labels, batch_size=10, extra=0.0, **o),
@@ -33,12 +34,52 @@ def test_a_share_of_each_batch_is_unknown_and_all_take_turns(make, strange):
         assert abs(count - 0.4 * len(rows)) < 1  # exactly 4 of 10, whatever the size in proportion
     for one in batches:
         assert set(np.flatnonzero(labels >= 0)) <= set(np.concatenate(one))
-    # An epoch goes on where the last one stopped: none is drawn again before all others were.
-    drawn = np.concatenate([rows[labels[rows] < 0] for one in batches for rows in one])
-    seen = np.bincount(drawn, minlength=len(labels))[labels < 0]
-    per_epoch = len(drawn) / 12
-    assert np.ptp(seen) <= (1 if per_epoch <= strange else 2)
+    assert_turns(labels, [rows for one in batches for rows in one])
     assert len(set(batches[0][0]) ^ set(batches[1][0])) > 0
+
+
+def assert_turns(labels, batches):
+    """None is drawn again before all others were: an epoch goes on where the last one stopped."""
+    drawn = np.concatenate([rows[labels[rows] < 0] for rows in batches])
+    unknown = np.flatnonzero(labels < 0)
+    whole = len(drawn) // len(unknown) * len(unknown)
+    for one in drawn[:whole].reshape(-1, len(unknown)):
+        assert sorted(one) == list(unknown)
+    assert len(set(drawn[whole:])) == len(drawn) - whole
+
+
+MOVING = {
+    "category": lambda *a, **o: CategoryBalanced(*a, batch_size=10, k=1, c=2, every=2, **o),
+    "cluster": lambda *a, **o: IdentityClusters(*a, batch_size=10, k=2, every=2, **o),
+}
+
+
+@pytest.mark.parametrize("make", MOVING.values(), ids=MOVING)
+def test_turns_go_on_when_epochs_change_in_length_and_after_a_resume(make):
+    """Groups are found anew every other epoch, and with them another number of batches."""
+    labels = with_unknown(31)
+
+    def found():
+        kinds = iter([4, 3, 2, 4, 3, 2])
+        return lambda source, number: kinds_of(labels, next(kinds))
+
+    def new(groups, **options):
+        return make(labels, groups, seed=0, unknown=0.4, **options)
+
+    groups = found()
+    sampler, halves = new(groups), [new(found(), rank=rank, world=2) for rank in range(2)]
+    batches, lengths = [], []
+    for epoch in range(12):
+        if epoch in (5, 6):  # in the midst of a pair of epochs, and between two pairs
+            state, sampler = sampler.state_dict(), new(groups)
+            sampler.load_state_dict(state)
+        whole = epoch_rows(sampler, epoch)
+        for one, *parts in zip(whole, *(epoch_rows(half, epoch) for half in halves), strict=True):
+            assert [*parts[0], *parts[1]] == list(one)
+        batches += whole
+        lengths.append(len(whole))
+    assert len(set(lengths)) > 1
+    assert_turns(labels, batches)
 
 
 @each_unknown

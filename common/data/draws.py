@@ -32,6 +32,7 @@ class Batches:
             )
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
         self.epoch = self.start = 0
+        self._since = (0, 0)  # an epoch, and how many unknown rows were drawn before it
 
     def _find_unknown(self, share: float) -> None:
         """The rows labelled -1, if a share of the draws shall be of them.
@@ -49,12 +50,17 @@ class Batches:
         """`(count,)` rows labelled -1: all in turn, an epoch goes on where the last one stopped."""
         if not count:
             return self._unknown[:0]
-        place = self.epoch * count + np.arange(count)
+        place = self._drawn_before(self.epoch, count) + np.arange(count)
         rounds, place = np.divmod(place, len(self._unknown))
         first, last = int(rounds[0]), int(rounds[-1])
         seeds = [np.random.SeedSequence([self.seed, turn, 1]) for turn in range(first, last + 1)]
         orders = [np.random.default_rng(seed).permutation(self._unknown) for seed in seeds]
         return np.asarray(np.stack(orders)[rounds - first, place])
+
+    def _drawn_before(self, epoch: int, count: int) -> int:
+        """How many unknown rows came before an epoch, of which each has `count` since `_since`."""
+        since, drawn = self._since if epoch >= self._since[0] else (0, 0)
+        return drawn + (epoch - since) * count
 
     def _add_unknown(self, rows: Array, count: int, groups: int) -> Array:
         """Draws of M batches of `(M, ...)` rows in `groups`, with `count` unknown ones in each.

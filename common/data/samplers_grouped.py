@@ -79,6 +79,8 @@ class _Cells(Batches):
         """Choose what the next iteration gives, and find the groups anew when that is due."""
         due = start == 0 and epoch % self.every == 0 and epoch != self._found_at
         if self._find is not None and (due or self._of is None):
+            if self._of is not None:  # epochs will be of another length, the unknown's turns go on
+                self._since = epoch, self._drawn_before(epoch, self._strangers * len(self))
             self._group(self._find())
             self._found_at = epoch
         super().set_epoch(epoch, start)
@@ -90,10 +92,12 @@ class _Cells(Batches):
         return super().__len__()
 
     def state_dict(self) -> dict[str, Any]:
-        """The groups that were found, and in which epoch; empty for groups that stay."""
+        """The groups that were found, in which epoch, and what came before; empty if they stay."""
         if self._find is None or self._of is None:
             return {}
-        return {"groups": torch.from_numpy(self._of), "found_at": self._found_at}
+        since, drawn = self._since
+        found = {"groups": torch.from_numpy(self._of), "found_at": self._found_at}
+        return {**found, "since": since, "unknown_drawn": drawn}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the groups of a saved state.
@@ -110,6 +114,7 @@ class _Cells(Batches):
             )
         self._regroup(state["groups"].numpy())
         self._found_at = int(state["found_at"])
+        self._since = int(state["since"]), int(state["unknown_drawn"])
 
     def _needed(self, of: Array) -> Array:
         """Cells that hold all groups of each category or cluster."""
