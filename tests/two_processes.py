@@ -14,7 +14,12 @@ from tests.test_fit import Batches, Model, Pictures, joint
 def main(folder: str) -> None:
     """Train with uneven shards: one label in the data is ignored."""
     config = FitConfig(
-        stages=[Stage(epochs=1, size=8)], batch_size=16, optimizer="sgd", lr=0.1, head_lr=0.1
+        stages=[Stage(epochs=1, size=8)],
+        batch_size=16,
+        optimizer="sgd",
+        lr=0.1,
+        head_lr=0.1,
+        swa=1,  # the weights as they are, with BatchNorm statistics counted once more
     )
     model = Model()
     model.neck[1].p = 0.0  # dropout differs between one process and two, as it must
