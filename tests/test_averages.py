@@ -105,7 +105,7 @@ def test_a_killed_training_ends_with_the_same_bits(tmp_path, at):
 
 def test_a_moment_is_taken_once():
     module = nn.Linear(2, 1, bias=False)
-    mean, values = WeightMean(module), [3.0, 5.0, 1.0]
+    mean, values = WeightMean(), [3.0, 5.0, 1.0]
     for number, value in enumerate(values):
         module.weight.data.fill_(value)
         mean.add(module, number)

@@ -28,11 +28,12 @@ class WeightMean:
         count: moments so far; 0 is no mean yet.
         last: number of the last moment: none is taken twice, however often a training is resumed.
         state: the mean, by name; left out is what only training needs, see `checkpoint.lasting`.
+            Empty before the first moment.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self) -> None:
         self.count, self.last = 0, -1
-        self.state = {k: v.detach().clone() for k, v in lasting(module).items()}
+        self.state: dict[str, torch.Tensor] = {}
 
     @torch.no_grad()
     def add(self, module: nn.Module, number: int) -> None:
@@ -41,6 +42,8 @@ class WeightMean:
             return
         self.count, self.last = self.count + 1, number
         for name, value in lasting(module).items():
+            if name not in self.state:
+                self.state[name] = value.detach().clone()
             mine = self.state[name]
             if value.is_floating_point():
                 mine.lerp_(value.to(mine.dtype), 1 / self.count)
@@ -59,7 +62,7 @@ class Averages:
     def __init__(self, trained: nn.Module, config: FitConfig) -> None:
         self.trained, self.config = trained, config
         self.moving = Average(trained, config.ema) if config.ema else None
-        self.mean = WeightMean(trained) if config.swa else None
+        self.mean = WeightMean() if config.swa else None
 
     def step(self) -> None:
         """Tell the moving average that the optimiser has moved."""
