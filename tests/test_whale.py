@@ -118,7 +118,8 @@ def test_train_infer_and_ensemble_end_in_checked_submissions(root, trained):
     more += ["data.box_mix=[{boxes: bboxs.csv, share: 0.7}, {boxes: none, share: 0.3}]"]
     more += ["model.freeze=none", "train.stages=[{epochs: 1, size: 32, min_images: 2}]"]
     run("train", f"data.root={root}", f"out={twin}", *TINY, *more, loss)
-    ranking = "ranking=[{name: knn}, {name: siamese, top: 5}, {name: vote, reduce: max}]"
+    local = "{name: local, top: 3, floor: 0}"  # inside the boxes
+    ranking = f"ranking=[{{name: knn}}, {{name: siamese, top: 5}}, {local}, {{name: vote}}]"
     run("infer", f"run={twin}", "unknown={by: share, value: 0.5}", ranking)
     assert (twin / "embeddings" / "pair_head.safetensors").is_file()
     out = trained.parent / "both.csv"
