@@ -172,6 +172,25 @@ def test_hardest_below_one_is_a_share_of_the_classes(hardest, count):
         OHEMSigmoid(4, 5, hardest=1.5)
 
 
+def test_hardest_falls_over_the_training():
+    head = OHEMSigmoid(4, 300, hardest=0.01, ramp={"start": 1.0, "end": 0.4})
+    found = []
+    for progress in (0.0, 0.2, 0.5, 0.6, 1.0):
+        head.schedule(progress)
+        found.append(head.hardest)
+    assert found == [3, 3, 3, 2, 2]  # of 3, 2.64, 2.1, 1.92, 1.2
+    head = OHEMSigmoid(4, 5, hardest=4, ramp={"start": 1.0, "end": 0.0, "over": 0.5})
+    x, labels = batch()
+    for progress, hardest in ((0.0, 4), (0.3, 2), (0.9, 1)):
+        head.schedule(progress)
+        expected = oracle.ohem_sigmoid(
+            x, head.weight, head.bias, labels, scale=16.0, hardest=hardest, gamma=0.0
+        )
+        torch.testing.assert_close(head(x, labels), expected)
+    with pytest.raises(ValueError, match="progress"):
+        head.schedule(3)
+
+
 def test_an_unknown_is_pushed_from_all_its_nearest_classes():
     head = OHEMSigmoid(2, 3, hardest=2)
     head.weight.data = torch.tensor([[1.0, 0], [0.5, 0], [-1.0, 0]])
