@@ -26,7 +26,10 @@ OPTIONS = {
     "adaface": [{"k": 2}],
     "sphereface": [{"annealing": {"start": 0.0, "end": 0.0}}],
     "center": [{"normalize": True}],
-    "ohem_sigmoid": [{"hardest": 3, "focal_gamma": 2.0}],
+    "ohem_sigmoid": [
+        {"hardest": 3, "focal_gamma": 2.0},
+        {"hardest": 3, "label_smoothing": 0.1, "class_weights": "1/n"},
+    ],
     "triplet": [
         {"margin": "soft", "miner": "all_triplets"},
         {"normalize": False},

@@ -94,6 +94,7 @@ SOFTMAX = {
     "proxy nca": ProxyNCA,
     "ohem": lambda d, c: OHEMSigmoid(d, c, hardest=3),
     "ohem, focal": lambda d, c: OHEMSigmoid(d, c, hardest=4, focal_gamma=2.0),
+    "ohem, all, smooth": lambda d, c: OHEMSigmoid(d, c, hardest=30, label_smoothing=0.1),
 }
 
 

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from common.losses.classify import _Head
 from common.losses.cosine import twin_of, unit_rows
-from common.losses.cross_entropy import check_labels
+from common.losses.cross_entropy import Counts, check_labels
 from common.losses.schedule import ramp_factor, read_ramp
 
 
@@ -36,14 +36,19 @@ class OHEMSigmoid(_Head):
         scale: factor on the linear layer's output.
         hardest: how many classes per row count, the own one among them; at most all. Below 1 it is
             a share of the classes, at least one.
+        class_counts: (C,) training images by encoded label, 0 allowed; for class_weights only.
+        label_smoothing: share of the own target that is spread evenly over all classes, the own one
+            included; an unknown has no target to spread. The hardest are found without it.
         focal_gamma: terms weigh p^gamma, p the probability of the wrong answer (Lin et al. 2017,
-            eq. 4); 0 is off.
+            eq. 4), of the target that is not smoothed; 0 is off.
+        class_weights: formula in the count n of the row's class, e.g. `1/log1p(n)`; an unknown
+            weighs as much as a labelled training image on average, so its part stays what it is.
         ramp: {start: 1.0, end: 0.4}, a factor on `hardest` over the training as on the margins of
             `SubCenterArcFace`, at least one class: the second place's 1 % that falls to 0.4 %.
         seed: of the first weight; None draws from torch's own generator.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, an unknown formula, counts that do not fit C.
     """
 
     def __init__(
@@ -52,8 +57,11 @@ class OHEMSigmoid(_Head):
         num_classes: int,
         scale: float = 16.0,
         hardest: float = 30,
+        class_counts: Counts | None = None,
         *,
+        label_smoothing: float = 0.0,
         focal_gamma: float = 0.0,
+        class_weights: str | None = None,
         ramp: Mapping[str, Any] | None = None,
         seed: int | None = None,
     ) -> None:
@@ -61,12 +69,16 @@ class OHEMSigmoid(_Head):
             embedding_dim,
             num_classes,
             1,
-            None,
-            label_smoothing=0.0,
+            class_counts,
+            label_smoothing=label_smoothing,
             focal_gamma=focal_gamma,
-            class_weights=None,
+            class_weights=class_weights,
             seed=seed,
         )
+        if self.class_weights is not None:
+            counts = self._need_counts("class_weights").to(self.class_weights)
+            unknown = (self.class_weights * counts).sum() / counts.sum()
+            self.class_weights = torch.cat([self.class_weights, unknown[None]])  # [-1] is of -1
         if not 0 < scale < math.inf or not 0 < hardest < math.inf:
             raise ValueError(f"need scale > 0 and hardest > 0, got {scale} and {hardest}")
         if hardest >= 1 and hardest != int(hardest):
@@ -108,22 +120,37 @@ class OHEMSigmoid(_Head):
             twin_of(labels, self.twins) if self.twins else None,
             count,
         )
-        own = self._wrongness(-own).masked_fill(labels < 0, 0)[:, None]
-        others = self._wrongness(others)
-        rows = own[:, 0] + torch.cat([own, others], 1).topk(count, 1).values.mean(1)
-        return rows.sum() / max(1, len(rows))
+        known = (labels >= 0)[:, None]
+        spread = known * self.label_smoothing / (self.num_classes - bool(self.twins))
+        low = torch.finfo(own.dtype).min / 4
+        wrong = torch.cat([torch.where(known, -own[:, None], low), others], 1)
+        worst, place = wrong.topk(count, 1)
+        terms = self._losses(worst, torch.where(place == 0, self.label_smoothing - spread, spread))
+        mine = self._losses(-own, self.label_smoothing - spread[:, 0]).masked_fill(~known[:, 0], 0)
+        weights = self._row_weights(labels).to(terms.dtype)
+        total = ((mine + terms.mean(1)) * weights).sum()
+        return total / weights.sum().clamp_min(torch.finfo(terms.dtype).tiny)
 
-    def _wrongness(self, logits: Tensor) -> Tensor:
-        """Binary cross entropy against 0, with the focal factor; rises with the logit."""
-        zero = torch.zeros_like(logits)
-        loss = torch.logaddexp(logits, zero)
+    def _losses(self, wrong: Tensor, moved: Tensor) -> Tensor:
+        """Cross entropy of logits for the wrong answer, of which a part `moved` of the target is.
+
+        Times the focal factor. For a class that is not the row's own the wrong answer is yes.
+        """
+        zero = torch.zeros_like(wrong)
+        loss = torch.logaddexp(wrong, zero) - (moved * wrong if self.label_smoothing else 0)
         if self.focal_gamma:
-            loss = loss * torch.exp(-self.focal_gamma * torch.logaddexp(-logits, zero))
+            loss = loss * torch.exp(-self.focal_gamma * torch.logaddexp(-wrong, zero))
         return loss
 
+    def _row_weights(self, labels: Tensor) -> Tensor:
+        """(B,) weight of each row in the mean; label -1 takes the last."""
+        if self.class_weights is None:
+            return torch.ones_like(labels, dtype=self.weight.dtype)
+        return self.class_weights[labels]
+
     def mass(self, labels: Tensor) -> Tensor:
-        """Scalar that the mean over (B,) labels divides by: all rows count."""
-        return labels.new_tensor(len(labels))
+        """Scalar that the mean over (B,) labels divides by: all rows count, by their weights."""
+        return self._row_weights(labels).sum()
 
 
 class _HardestLogits(torch.autograd.Function):

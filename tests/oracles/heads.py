@@ -153,14 +153,28 @@ def class_circle(c, labels, *, scale=256.0, margin=0.25):
     return torch.stack(logits)
 
 
-def ohem_sigmoid(x, weight, bias, labels, *, scale=16.0, hardest=30, gamma=0.0):
-    rows = []
+def ohem_sigmoid(
+    x, weight, bias, labels, *, scale=16.0, hardest=30, gamma=0.0, smoothing=0.0, counts=None
+):
+    """`counts` are images per class, of which the weights are 1 / sqrt(n)."""
+    rows, norm = [], 0.0
+    weights = None if counts is None else [n**-0.5 for n in counts]
     for row, label in zip(x, labels.tolist(), strict=True):
         logits = [scale * (row / row.norm() @ w + b) for w, b in zip(weight, bias, strict=True)]
         terms = []
         for c, z in enumerate(logits):
-            z = -z if c == label else z  # log(1 - sigmoid(z)) would be inf from 37 on
-            terms.append(torch.sigmoid(z) ** gamma * torch.log(1 + z.exp()))
-        worst = sorted(terms, key=lambda term: -term.item())[:hardest]
-        rows.append((terms[label] if label >= 0 else 0) + sum(worst) / len(worst))
-    return sum(rows) / len(rows)
+            target = 0.0 if label < 0 else smoothing / len(logits)
+            target += (1 - smoothing) * (c == label)
+            yes, no = torch.log(1 + (-z).exp()), torch.log(1 + z.exp())
+            wrong = -z if c == label else z  # log(1 - sigmoid(z)) would be inf from 37 on
+            loss = target * yes + (1 - target) * no
+            terms.append((wrong.item(), torch.sigmoid(wrong) ** gamma * loss))
+        worst = [term for _, term in sorted(terms, key=lambda one: -one[0])[:hardest]]
+        loss = (terms[label][1] if label >= 0 else 0) + sum(worst) / len(worst)
+        mine = 1.0
+        if weights is not None:
+            mean = sum(n * w for n, w in zip(counts, weights, strict=True)) / sum(counts)
+            mine = weights[label] if label >= 0 else mean
+        rows.append(mine * loss)
+        norm += mine
+    return sum(rows) / norm
