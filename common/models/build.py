@@ -32,7 +32,7 @@ def build(
         return Embedder(config, load=run is None)
     if isinstance(config, TextConfig):
         return TextEncoder(config, run=run, titles=titles)
-    choose("uses", config.uses, USES)
+    choose("model.uses", config.uses, USES)
     if config.uses == "image":
         with keys_of("image", ModelConfig):
             return build(config.image, run=run)

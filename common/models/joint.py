@@ -69,8 +69,8 @@ class JointEmbedder(nn.Module):
         titles: Sequence[str] | np.ndarray = (),
     ) -> None:
         super().__init__()
-        choose("join", config.join, JOINS)
-        choose("neck", config.neck, NECKS)
+        choose("model.join", config.join, JOINS)
+        choose("model.neck", config.neck, NECKS)
         self.config = config
         self.name = f"{config.image.backbone} + {config.text.backbone}"
         with keys_of("image", ModelConfig):

@@ -23,7 +23,7 @@ def build_neck(kind: str, pooled: int, dim: int) -> tuple[nn.Module, int]:
     Raises:
         ValueError: no such neck.
     """
-    choose("neck", kind, NECKS)
+    choose("model.neck", kind, NECKS)
     if kind == "none":
         return nn.Identity(), pooled
     if kind == "bn":
@@ -58,7 +58,7 @@ def keep_frozen(backbone: nn.Module) -> None:
 
 
 def choose(key: str, value: str, known: Sequence[str]) -> None:
-    """Raise ValueError for a setting of the model that does not exist."""
+    """Raise ValueError for the value of a key, such as `model.neck`, that does not exist."""
     if value not in known:
         near = suggestion(value, known) or "."
-        raise ValueError(f"model.{key}={value!r}{near} Known: {', '.join(known)}")
+        raise ValueError(f"{key}={value!r}{near} Known: {', '.join(known)}")

@@ -67,8 +67,8 @@ class TextEncoder(nn.Module):
         titles: Sequence[str] | np.ndarray = (),
     ) -> None:
         super().__init__()
-        choose("pooling", config.pooling, POOLINGS)
-        choose("neck", config.neck, NECKS)
+        choose("model.pooling", config.pooling, POOLINGS)
+        choose("model.neck", config.neck, NECKS)
         self.config, self.name = config, config.backbone
         if run is None:
             self.backbone, rust, self.card = load_transformer(
