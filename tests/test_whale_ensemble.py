@@ -12,8 +12,9 @@ from torch.nn.functional import normalize
 from common import config as common_config
 from common.config import ConfigError, load
 from common.data.tables import DataError
+from common.engine.checkpoint import save_tree
 from common.submission import check as check_file
-from common.types import Embeddings, Neighbors
+from common.types import Embeddings, Neighbors, encode_strings
 from competitions.whale.config import BASE, Config
 from competitions.whale.data import DataConfig, read
 from competitions.whale.ensemble import main
@@ -54,7 +55,7 @@ def made(folder, sizes=(8, 8, 7, 6, 6, 5, 5, 4, 1, 1), strangers=12, test=24, an
     return who, asked
 
 
-def a_run(folder, root, who, asked, *, seed=0, noise=0.5, blind=0, **data):
+def a_run(folder, root, who, asked, *, seed=0, noise=0.5, blind=0, centers=True, **data):
     """A run folder as infer.py leaves it, but for the weights; every other query may be blind."""
     generator = torch.Generator().manual_seed(seed)
     spots = torch.randn(max([*who, 0]) + 1, 16, generator=generator)
@@ -77,6 +78,10 @@ def a_run(folder, root, who, asked, *, seed=0, noise=0.5, blind=0, **data):
     for name, labels, letter in (("train", who, "a"), ("test", asked, "t")):
         ids = np.array([f"{letter}{i:03d}.jpg" for i in range(len(labels))])
         Embeddings(ids, look(labels)).save(folder / "embeddings" / f"{name}.safetensors")
+    names = np.array([f"w_{c}" for c in range(len(spots))])
+    tree = {"centers": normalize(spots, dim=1)[:, None], "classes": encode_strings(names)}
+    if centers:
+        save_tree(folder / "embeddings" / "centers.safetensors", tree)
     return folder
 
 
@@ -243,6 +248,32 @@ def test_a_list_is_sorted_and_must_have_every_image(runs, tmp_path):
     assert found.score[1].tolist() == pytest.approx([0.9, 0.1])
     with pytest.raises(DataError, match="nobody for 1 of 1 images, the first is t002.jpg"):
         listed(read_lists(path, data, scores=True), np.array(["t002.jpg"]), path)
+
+
+VOTES = "{name: knn, k: 500}, {name: vote, top: 500, power: 1.0, reduce: max}"
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        "{name: class_centers}",
+        "{name: class_logits}",
+        VOTES + ", {name: logit_mix, weight: 0.5}",
+        VOTES + ", {name: center_mix, weight: 0.5}",
+    ],
+)
+def test_every_way_to_score_an_individual(runs, steps):
+    home, _, _ = runs
+    scores = ensemble(home, "ways", f"ranking=[{steps}]", "ensemble.weights=[1, 1]")
+    assert scores["held-out/recall1"] > 0.5, "one in eight by chance"
+    assert all(len(set(row)) == 5 for row in answers(home, "ways").values())
+
+
+def test_a_run_without_a_head_says_what_else_there_is(tmp_path):
+    who, asked = made(tmp_path / "data")
+    a_run(tmp_path / "a", tmp_path / "data", who, asked, centers=False)
+    with pytest.raises(ValueError, match="this run has none: use knn and vote, class_centers"):
+        ensemble(tmp_path, "out", "ranking=[{name: class_logits}]", runs=("a",))
 
 
 # ---------------------------------------------------------------- post-processing
