@@ -115,11 +115,11 @@ class CurricularFace(ArcFace):
 
     Huang et al., CVPR 2020, section 3: a cosine c to another class above the own class's
     cos(theta + m) becomes c * (t + c). t is the moving average of the cosine to the own class, 0 at
-    the start, and moves before it is used. While t is small or negative, hard classes with c below
-    -t / 2 are pulled nearer, as in the paper: take it for many classes and long trainings, where
-    early noise hurts ArcFace. The authors' code keeps comparing with cos(theta + m) beyond pi,
-    where that rises again; here the comparison is with the logit that is used. Its t differs
-    between processes.
+    the start, and moves before it is used: eq. 9 as the authors' code has it, where 0.99 is the
+    share of the old t. While t is small or negative, hard classes with c below -t / 2 are pulled
+    nearer, as in the paper: take it for many classes and long trainings, where early noise hurts
+    ArcFace. The authors' code keeps comparing with cos(theta + m) beyond pi, where that rises
+    again; here the comparison is with the logit that is used. Its t differs between processes.
 
     Arguments as in `SubCenterArcFace`, the paper's scale 64 and margin 0.5, and
 
@@ -193,7 +193,7 @@ class CurricularFace(ArcFace):
 class AdaFace(ArcFace):
     """Margin by image quality: long embeddings count as sharp images and learn from hard ones.
 
-    Kim et al., CVPR 2022, section 3.3: with q = h * (|x| - mean) / std clipped to [-1, 1] the own
+    Kim et al., CVPR 2022, eq. 16 and 18: with q = h * (|x| - mean) / std clipped to [-1, 1] the own
     cosine is cos(theta - m * q) - (m * q + m): an angular margin for short embeddings, CosFace's in
     the middle, a reversed one for long. Mean and std of the lengths are moving averages; no
     gradient goes through q. Take it where quality varies (blur, crops, distance), with a last layer

@@ -91,7 +91,7 @@ class CenterLoss(nn.Module):
 class ModifiedSoftmax(CosineSoftmax):
     """Softmax over |x| * cos(theta): the centres have length 1, rows keep theirs, no margin.
 
-    Liu et al., CVPR 2017, section 3: what SphereFace is without a margin, and where the field's
+    Liu et al., CVPR 2017, eq. 5: what SphereFace is without a margin, and where the field's
     angular losses began. Rows learn to grow, so `CosineSoftmax` is the better baseline.
 
     Args:
@@ -152,7 +152,7 @@ class ModifiedSoftmax(CosineSoftmax):
 class SphereFace(ModifiedSoftmax):
     """SphereFace head: |x| * psi(theta) on the own class, psi falling like cos(m * theta).
 
-    Liu et al., CVPR 2017, section 3: psi = (-1)^k cos(m * theta) - 2k for theta in
+    Liu et al., CVPR 2017, eq. 7: psi = (-1)^k cos(m * theta) - 2k for theta in
     [k * pi / m, (k + 1) * pi / m], mixed with the plain cosine as (lambda * cos + psi) / (1 +
     lambda), where lambda = max(end, start / (1 + decay * batches)). From lambda 0 it does not
     converge, and peers have no lambda at all. Of historical interest: `ArcFace` is as strong and

@@ -124,7 +124,8 @@ class ArcFace(_MarginSoftmax):
 class SubCenterArcFace(ArcFace):
     """ArcFace with K centres per class of which the nearest counts, so noise can gather elsewhere.
 
-    Deng et al., ECCV 2020. `head.weight` is (C*K, D), the K rows of a class adjacent.
+    Deng et al., ECCV 2020, and eq. 7 of ArcFace's journal version (TPAMI 2022, arXiv 1801.07698v4).
+    `head.weight` is (C*K, D), the K rows of a class adjacent.
 
     Args:
         embedding_dim: D.

@@ -169,8 +169,8 @@ class MomentumQueue(_Memory):
         loss: as in `CrossBatchMemory`; None is the paper's, {name: info_nce}, temperature 0.07.
         size: keys kept, from the batches of all processes.
         start: training batches before the queue is filled and used.
-        momentum: share of the copy that stays at each optimiser step; the paper's 0.999 is for
-            200 epochs of ImageNet, a training of few thousand steps wants 0.99.
+        momentum: share of the copy that stays at each optimiser step (eq. 2); the paper's 0.999 is
+            for 200 epochs of ImageNet, a training of few thousand steps wants 0.99.
         view: what the copy sees: second is another augmented view, which costs a second
             augmentation, same is the image that the model sees.
 

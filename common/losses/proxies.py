@@ -76,10 +76,12 @@ class ProxyAnchor(CosineSoftmax):
 class ProxyNCA(CosineSoftmax):
     """Rows nearer to their class's proxy than to all others, by the ratio of exponentials.
 
-    Movshovitz-Attias et al., ICCV 2017: -log(e^-d(x, own) / sum over the others of e^-d), d the
-    squared distance of unit vectors, so 2 - 2 * cos and a scale of 2. The own proxy is not in the
-    sum: with it, as pytorch-metric-learning has it, this is `CosineSoftmax`, and with scale 18
-    Proxy-NCA++. Never satisfied, it keeps pushing well-placed rows; a baseline.
+    Movshovitz-Attias et al., ICCV 2017, eq. 4 with proxies as in Algorithm 1: -log(e^-d(x, own) /
+    sum over the others of e^-d), d the squared distance of unit vectors, so 2 - 2 * cos and a scale
+    of 2. The own proxy is not in the sum: with it, as pytorch-metric-learning has it, this is
+    `CosineSoftmax`, and with scale 18 Proxy-NCA++. So the ratio is no probability, and there is
+    nothing to smooth or to focus on. Never satisfied, it keeps pushing well-placed rows; a
+    baseline.
 
     Args:
         embedding_dim: D.
@@ -139,7 +141,7 @@ class ProxyNCA(CosineSoftmax):
 class ClassCircle(CosineSoftmax):
     """Circle loss against class centres: a cosine counts by how far it is from its goal.
 
-    Sun et al., CVPR 2020, section 3, with centres in place of the other rows: the own logit is
+    Sun et al., CVPR 2020, eq. 5 and 6, with centres in place of the other rows: the own logit is
     s * [1 + m - c]+ * (c - 1 + m), the others' s * [c + m]+ * (c - m), the brackets without
     gradient. Slows down on what is nearly right, where `CosFace` pushes all alike. Logits reach
     -1000, so in float16 this fails. The form over pairs of rows is `circle`.

@@ -104,12 +104,12 @@ class NPairLoss(BatchLoss):
 class FacilityLocationLoss(BatchLoss):
     """Facility-location clustering loss: the true clusters must beat the worst wrong clustering.
 
-    Song et al., CVPR 2017, with D the distance of unit rows:
+    Song et al., CVPR 2017, eq. 4 to 6, with D the distance of unit rows:
     [max over S, |S| = C, of (-sum_i min_{j in S} D_ij + gamma * (1 - NMI(S, labels))) + sum over
     classes of the smallest sum_{i in class} D_ij, j in the class]_+. S is found as in Algorithms 1
     and 2: greedily, then by swapping each medoid inside its cluster. Gradient flows through D
-    alone. NMI divides by the geometric mean of the entropies. It looks at the whole batch, where
-    pairs all seem easy; the search costs C (1 + swaps) passes over a (B, B) matrix.
+    alone. NMI divides by the geometric mean of the entropies, eq. 9. It looks at the whole batch,
+    where pairs all seem easy; the search costs C (1 + swaps) passes over a (B, B) matrix.
 
     Args:
         gamma: weight of the wrongness of a clustering against distances, summed over rows.
@@ -174,7 +174,7 @@ class InfoNCELoss(ReferenceLoss):
 class NCELoss(ReferenceLoss):
     """NCE: each pair alone is judged as positive or noise, without a softmax over the negatives.
 
-    Wu et al., CVPR 2018, section 3.2: with m negatives of an anchor as the noise and h(s) =
+    Wu et al., CVPR 2018, eq. 6 and 7: with m negatives of an anchor as the noise and h(s) =
     sigmoid(s/t - log(m) - log(z)), the mean over anchors of -mean_p log h(s_ap) -
     sum_n log(1 - h(s_an)). As there, z, the mean of e^(s/t) over negatives, comes from the first
     training batch and stays. Anchors without a positive or a negative are left out. For very
