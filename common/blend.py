@@ -174,6 +174,7 @@ def blend_votes(
     weights: Sequence[float] | None = None,
     *,
     hard: bool = False,
+    refuse: bool = True,
     k: int | None = None,
 ) -> Neighbors:
     """Candidates that the models accept together: sum of w * (score - threshold of the model) > 0.
@@ -181,7 +182,8 @@ def blend_votes(
     Origin: Shopee 2021 2nd place (LightGBM 1, graph attention 3, the team's third model 2). With
     `hard` each model has a plain vote and more than half of the weight must be for the candidate
     (6th place, 24 votes). A candidate that a model does not list counts as its lowest listed score,
-    at most the threshold; the rest of the row is padding. `k` None keeps every accepted one.
+    at most the threshold; the rest of the row is padding, or stays without `refuse`, for rules that
+    look at it. `k` None keeps every one.
 
     Raises:
         ValueError: no part, another number of queries, weights or thresholds not one per part.
@@ -197,6 +199,8 @@ def blend_votes(
         absent.append(torch.full_like(low, -0.5) if hard else (low - threshold).clamp(max=0))
     wide = sum(part.index.shape[1] for part in parts)
     total = _union(voted, share, absent, wide if k is None else k)
+    if not refuse:
+        return total
     keep = total.score > 1e-6  # a hard draw is 0 up to rounding
     return Neighbors(total.index.masked_fill(~keep, -1), total.score.masked_fill(~keep, -torch.inf))
 

@@ -1,9 +1,10 @@
 """Queries with their results as pictures: which rows to show, and the gallery in HTML.
 
 A row is `{query: {id, path, label}, results: [{id, path, label, score, right}, ...], note, ap}`;
-`right` is True, False or None (unknown), `box` (x0, y0, x1, y1) and `title` (text shown below) may
-stand beside any path. Results come best first. A row's own `score` and `right` stand for its
-prediction where that is not its first result (a vote over several).
+`right` is True, False or None (unknown); `box` (x0, y0, x1, y1) and `title` (text shown below) may
+stand beside any path, and `measure` beside `ap` if that is another one. Results come best first. A
+row's own `score` and `right` stand for its prediction where that is not its first result (a vote
+over several).
 """
 
 from __future__ import annotations
@@ -89,9 +90,9 @@ def groups(rows: Sequence[Row], *, each: int = 6, seed: int = 0) -> list[dict[st
     if by_ap:
         words = (
             "Worst",
-            "lowest average precision first",
+            f"lowest {rows[0].get('measure', 'average precision')} first",
             "Best",
-            "highest average precision first",
+            f"highest {rows[0].get('measure', 'average precision')} first",
         )
     elif known:
         words = ("Worst", "surest mistakes first", "Best", "surest right answers first")

@@ -123,7 +123,8 @@ def number(value: Any) -> str:
 
 def _heading(row: Row) -> str:
     parts = [str(row["query"].get("id", ""))]
-    parts += [f"AP {number(row['ap'])}"] if row.get("ap") is not None else []
+    name = row.get("measure", "AP")
+    parts += [f"{name} {number(row['ap'])}"] if row.get("ap") is not None else []
     return " · ".join([*parts, str(row["note"])] if row.get("note") else parts)
 
 

@@ -104,7 +104,9 @@ def search_threshold(
     return Curve(x, y)
 
 
-def f1_curve(score: Array, hits: Array, totals: Array, *, own: bool = True) -> Curve:
+def f1_curve(
+    score: Array, hits: Array, totals: Array, *, own: bool = True, false_weight: float = 1.0
+) -> Curve:
     """Mean F1 of the rows (Shopee's metric) by threshold, exact.
 
     Args:
@@ -112,10 +114,14 @@ def f1_curve(score: Array, hits: Array, totals: Array, *, own: bool = True) -> C
         hits: `(Q, K)` bool, whether that neighbor is right.
         totals: `(Q,)` how many are right in all, with the row itself when `own`.
         own: the row itself is always answered, and right.
+        false_weight: a wrong answer counts so often, for a validation set with fewer strangers than
+            the test (Shopee 2021 4th place: 2).
 
     Raises:
-        ValueError: NaN scores, no scores, shapes that do not fit.
+        ValueError: NaN scores, no scores, shapes that do not fit, a negative weight.
     """
+    if not false_weight >= 0:
+        raise ValueError(f"f1_curve: false_weight must be at least 0, got {false_weight}.")
     _same_shape(score, hits, totals, "f1_curve")
     real_scores(score, "f1_curve")
     order = np.argsort(-score, axis=1, kind="stable")
@@ -123,7 +129,8 @@ def f1_curve(score: Array, hits: Array, totals: Array, *, own: bool = True) -> C
     right = np.take_along_axis(hits, order, 1).astype(bool) & (value > -np.inf)
     kept = np.arange(1, score.shape[1] + 1) + own
     found = right.cumsum(1) + own
-    f1 = 2 * found / (kept + totals[:, None])
+    # |T| + |P|, of which the wrong ones count more.
+    f1 = 2 * found / (found + false_weight * (kept - found) + totals[:, None])
     start = 2 * int(own) / np.maximum(int(own) + totals, 1)
     gain = np.diff(f1, axis=1, prepend=start[:, None])
     return _curve(value, gain, float(start.sum()), len(score))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.config import ConfigError
 from common.engine.extract import ViewConfig
 from common.engine.settings import FitConfig
 from common.losses import total
@@ -17,12 +18,32 @@ from common.models.neck import choose
 from common.pipeline.checks import check_training, check_views
 from common.pipeline.commands import Commands
 from common.pipeline.training import SAMPLERS
+from common.rerank.transfer import MatchConfig, check_rule
 from common.steps import help_text
 from common.track import TrackConfig
 
-from .data import DataConfig
+from .data import LIMIT, DataConfig
+from .matching import KINDS, STEPS, check_matching
 
 BASE = Path(__file__).with_name("config.yaml")
+WAYS = ("embeddings", "scores", "votes")
+
+
+@dataclass
+class TfidfConfig:
+    """The `tfidf:` section."""
+
+    kinds: list[str] = field(default_factory=lambda: ["word"])
+    dim: int = 256
+
+
+@dataclass
+class EnsembleConfig:
+    """The `ensemble:` section."""
+
+    by: str = "embeddings"
+    weights: list[float] = field(default_factory=list)
+    steps: int = 10
 
 
 @dataclass
@@ -38,6 +59,10 @@ class Config:
     loss: list[dict[str, Any]] = field(default_factory=list)
     train: FitConfig = field(default_factory=FitConfig)
     view: ViewConfig = field(default_factory=ViewConfig)
+    tfidf: TfidfConfig = field(default_factory=TfidfConfig)
+    matching: list[dict[str, Any]] = field(default_factory=list)
+    threshold: MatchConfig = field(default_factory=MatchConfig)
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
 
 
@@ -47,6 +72,17 @@ def check(settings: Config) -> Config:
     choose("model.join", settings.model.join, JOINS)
     check_training(settings.train, settings.loss)
     check_views(settings.view)
+    for kind in settings.tfidf.kinds:
+        choose("tfidf.kinds", kind, list(KINDS))
+    if settings.tfidf.dim < 1:
+        raise ConfigError(f"tfidf.dim={settings.tfidf.dim}: at least 1.")
+    check_matching(settings.matching)
+    check_rule(settings.threshold, settings.data.fold >= 0)
+    if settings.threshold.most > LIMIT:
+        raise ConfigError(
+            f"threshold.most={settings.threshold.most}: a row may name {LIMIT}, itself included."
+        )
+    choose("ensemble.by", settings.ensemble.by, WAYS)
     return settings
 
 
@@ -61,7 +97,13 @@ def criterion_of(
 
 def steps_help() -> str:
     """The part of `--help` about names in lists."""
-    return "\n\n".join([help_text("loss:", total.KNOWN), help_text("train.sampler:", SAMPLERS)])
+    return "\n\n".join(
+        [
+            help_text("loss:", total.KNOWN),
+            help_text("train.sampler:", SAMPLERS),
+            help_text("matching:", STEPS),
+        ]
+    )
 
 
 COMMANDS = Commands(

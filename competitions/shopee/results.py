@@ -1,0 +1,162 @@
+"""What infer.py and ensemble.py do with scored pairs: the submission, scores, analysis, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from common.config import load
+from common.engine import distributed
+from common.entry import say
+from common.metrics import score as score_file
+from common.notes import Notes
+from common.pipeline.scores import inline, score_rows, table
+from common.report.files import Analysis, save_analysis
+from common.report.page import write_report
+from common.rerank.graph import size_shares
+from common.rerank.transfer import Choice, Cut, MatchConfig, choose_cut, kept
+from common.submission import check, write
+from common.track import Run
+from common.types import Neighbors
+
+from .analysis import analyse, found_alone, rule_rows, sections
+from .config import BASE, Config
+from .data import Shopee
+from .matching import Memory, Pool
+
+Find = Callable[[Pool, Memory, Notes], Neighbors]
+NAMES = {"f1": "F1"}
+
+
+def start_run(config: Config, folder: Path, data: Shopee, job: str) -> Run:
+    """The log of one script in the run folder."""
+    best = [f"valid/{metric}" for metric in ("score", "f1", "recall1")]
+    return Run(
+        folder,
+        asdict(config),
+        config.track,
+        job_type=job,
+        rank=distributed.rank(),
+        best=best if job == "train" else (),
+        default=asdict(load(Config, BASE)),
+        data=data.fingerprint(),
+    )
+
+
+def output(config: Config, folder: Path) -> Path:
+    """The submission file: `out` when it is one, else submission.csv in it or in `folder`."""
+    out = Path(config.out) if config.out else folder
+    return out if out.suffix == ".csv" else out / "submission.csv"
+
+
+def finish(
+    config: Config,
+    path: Path,
+    data: Shopee,
+    pools: tuple[Pool | None, Pool],
+    find: Find,
+    folder: Path,
+    run: Run,
+    joined: Sequence[str] = (),
+) -> dict[str, float]:
+    """Write and check the submission, score what can be scored, and write the report.
+
+    Args:
+        config: the script's.
+        path: the submission.
+        data: tables and sample.
+        pools: held-out listings, if any, and the test's.
+        find: maps (pool, memory, notes) to scored candidates; with held-out ones first.
+        folder: the run or ensemble folder.
+        run: where scores and tables are logged; it is finished here.
+        joined: run folders of an ensemble, whose scores are shown above its own.
+    """
+    held, test = pools
+    memory: Memory = {}
+    notes, analysis = Notes(), Analysis()
+    known = None if held is None else find(held, memory, notes)
+    found = find(test, memory, Notes() if held is not None else notes)
+    shares = size_shares(data.train.labels)
+    choice = choose_cut(
+        config.threshold, shares, found, known, None if held is None else held.truth
+    )
+    answer = kept(found, choice.cut, config.threshold.most)
+    write("shopee", test.table.ids, rows_of(answer, test), path)
+    problems = check("shopee", path, data.sample) if data.sample is not None else []
+    if problems:
+        raise ValueError(f"{path} would be rejected: {'; '.join(map(str, problems))}")
+    scores: dict[str, float] = {}
+    if choice.cut.f1 is not None:
+        scores["held-out/f1"] = choice.cut.f1
+    solution = data.solution()
+    if solution is not None:
+        scores["test/f1"] = score_file("f1", solution, path)
+    singles = alone(pools, config.threshold, shares, solution, folder)
+    say(told(choice, path, answer) + inline(scores, "f1", "F1"))
+    if held is not None and known is not None:
+        analyse(analysis, held, known, choice, config.threshold, run, data)
+        found_alone(held, {name: cut for name, cut, _ in singles}, notes, run, data)
+    analysis.notes["shopee"] = asdict(notes)
+    run.summary(**scores)
+    runs = score_rows(folder, scores, [Path(other) for other in joined], NAMES)
+    analysis.scores = [*(row for _, _, row in singles), *runs]
+    save_analysis(folder, analysis)
+    more = sections(choice, config.threshold, found, shares, held, known)
+    page = write_report(folder, *more)
+    sync = run.finish()
+    say(f"{table(rule_rows(choice))}\n{table(analysis.scores)}\nreport: {page}")
+    if sync:
+        say(f"to W&B: {sync}")
+    return scores
+
+
+def rows_of(answer: Neighbors, pool: Pool) -> list[list[str]]:
+    """Each row's own posting_id, then its matches, best first."""
+    ids = pool.table.ids
+    return [
+        [str(own), *(str(ids[i]) for i in row if i >= 0)]
+        for own, row in zip(ids, answer.index.tolist(), strict=True)
+    ]
+
+
+def alone(
+    pools: tuple[Pool | None, Pool],
+    config: MatchConfig,
+    shares: Sequence[float],
+    solution: Path | None,
+    folder: Path,
+) -> list[tuple[str, Cut, dict[str, float]]]:
+    """F1 of each single source with a threshold of its own, as rows of the score table."""
+    held, test = pools
+    rows = []
+    by = config.by if config.by != "value" else "validation" if held else "sizes"
+    for name in test.sources.parts:
+        found = test.sources.near(name, config.most)
+        known = None if held is None else held.sources.near(name, config.most)
+        own = MatchConfig(
+            by,
+            false_weight=config.false_weight,
+            at_least_two=config.at_least_two,
+            most=config.most,
+        )
+        cut = choose_cut(own, shares, found, known, None if held is None else held.truth).cut
+        row = {}
+        if cut.f1 is not None:
+            row["F1 (held-out)"] = cut.f1
+        if solution is not None:
+            file = folder / "alone" / f"{name}.csv"
+            write("shopee", test.table.ids, rows_of(kept(found, cut, config.most), test), file)
+            row["F1 (test)"] = score_file("f1", solution, file)
+        note = "TF-IDF of titles" if name in test.sources.sparse else "nearest, own threshold"
+        rows.append((name, cut, {"name": f"{name} only", **row, "note": note}))
+    return rows  # type: ignore[return-value]
+
+
+def told(choice: Choice, path: Path, answer: Neighbors) -> str:
+    """A line of what was decided."""
+    count = 1 + (answer.index >= 0).sum(1).float()
+    return (
+        f"{path} passes the check; threshold {choice.cut.threshold:.4g} by {choice.by}, "
+        f"{float(count.mean()) if len(count) else 0:.2f} listings in a row"
+    )
