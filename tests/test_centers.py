@@ -59,13 +59,21 @@ def expect(logits, labels, options):
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
 @pytest.mark.parametrize("normalize", [False, True])
-def test_center_loss_equals_the_loop_twin(alpha, normalize):
-    criterion = CenterLoss(4, 6, alpha, normalize=normalize)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_center_loss_equals_the_loop_twin(alpha, normalize, weighted):
+    counts = [1, 16, 81, 2, 5, 0]
+    criterion = CenterLoss(4, 6, alpha, counts, normalize=normalize)
+    if weighted:
+        criterion = CenterLoss(4, 6, alpha, counts, class_weights="1/n", normalize=normalize)
+    weights = [1 / max(1, n) for n in counts] if weighted else None
     means = torch.zeros(6, 4)
     for seed in range(3):
         x, labels = batch(seed=seed)
         rows = x / x.norm(dim=1, keepdim=True) if normalize else x
-        expected = oracle.center_loss(rows, labels, means)
+        expected = oracle.center_loss(rows, labels, means, weights)
+        assert float(criterion.mass(labels)) == pytest.approx(
+            sum(weights[c] if weighted else 1 for c in labels.tolist() if c >= 0)
+        )
         loss = criterion(x, labels)
         torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
         # Backward after the centres have moved: the gradient is that of the loss as it was.
@@ -215,6 +223,7 @@ def test_by_name():
     [
         (lambda: CenterLoss(4, 5, alpha=0.0), "alpha in"),
         (lambda: CenterLoss(4, 0), "num_classes=0"),
+        (lambda: CenterLoss(4, 5, class_weights="1/n"), "needs class_counts"),
         (lambda: CenterLoss(4, 5)(torch.ones(2, 3), torch.tensor([0, 1])), r"\(B, 4\)"),
         (lambda: CenterLoss(4, 5)(torch.ones(2, 4), torch.tensor([0, 5])), r"\[0, 5\)"),
         (lambda: SphereFace(4, 5, margin=0), "whole number"),

@@ -25,7 +25,7 @@ OPTIONS = {
     "curricularface": [{"k": 2}],
     "adaface": [{"k": 2}],
     "sphereface": [{"annealing": {"start": 0.0, "end": 0.0}}],
-    "center": [{"normalize": True}],
+    "center": [{"normalize": True, "class_weights": "1/n"}],
     "ohem_sigmoid": [
         {"hardest": 3, "focal_gamma": 2.0},
         {"hardest": 3, "label_smoothing": 0.1, "class_weights": "1/n"},

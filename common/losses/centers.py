@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from common.losses.classify import CosineSoftmax
 from common.losses.cosine import unit_rows
-from common.losses.cross_entropy import Counts, check_labels
+from common.losses.cross_entropy import (
+    Counts,
+    check_labels,
+    images_per_class,
+    row_weights,
+    weights_by_count,
+)
 from common.losses.processes import gathered
 from common.losses.schedule import numbers
 
@@ -35,16 +41,27 @@ class CenterLoss(nn.Module):
         embedding_dim: D.
         num_classes: C.
         alpha: the paper's rate of the centres, 0.5.
+        class_counts: (C,) training images by encoded label, 0 allowed; for class_weights only.
+        class_weights: formula in the count n of the row's class, e.g. `1/log1p(n)`, for the mean;
+            the centres move as without.
         normalize: rows are scaled to length 1 first, for use beside a cosine head.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, an unknown formula, counts that do not fit C.
     """
 
     means: Tensor
+    class_weights: Tensor | None
 
     def __init__(
-        self, embedding_dim: int, num_classes: int, alpha: float = 0.5, *, normalize: bool = False
+        self,
+        embedding_dim: int,
+        num_classes: int,
+        alpha: float = 0.5,
+        class_counts: Counts | None = None,
+        *,
+        class_weights: str | None = None,
+        normalize: bool = False,
     ) -> None:
         super().__init__()
         if embedding_dim < 1 or num_classes < 1 or not 0 < alpha <= 1:
@@ -54,6 +71,13 @@ class CenterLoss(nn.Module):
             )
         self.alpha, self.normalize = alpha, normalize
         self.register_buffer("means", torch.zeros(num_classes, embedding_dim))
+        weights = None
+        if class_weights is not None:
+            if class_counts is None:
+                raise ValueError("class_weights by formula needs class_counts")
+            counts = images_per_class(class_counts, num_classes)
+            weights = weights_by_count(class_weights, counts).to(self.means.dtype)
+        self.register_buffer("class_weights", weights, persistent=False)  # see `classify._Head`
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Scalar loss of (B, D) embeddings and (B,) int64 labels, -1 ignored; float32 at least.
@@ -71,11 +95,16 @@ class CenterLoss(nn.Module):
         rows = torch.where(labels[:, None] >= 0, embeddings.to(kind), 0)
         rows = unit_rows(rows) if self.normalize else rows
         centers = self.means[labels.clamp_min(0)].to(kind)
-        labelled = labels >= 0
-        squares = (rows - centers).square().sum(1) * labelled
+        squares = (rows - centers).square().sum(1)
         if self.training:
             self._move(rows.detach(), labels)
-        return squares.sum() / (2 * labelled.sum().clamp_min(1))
+        weights = row_weights(labels, self.class_weights).to(kind)
+        tiny = torch.finfo(kind).tiny
+        return (squares * weights).sum() / 2 / weights.sum().clamp_min(tiny)
+
+    def mass(self, labels: Tensor) -> Tensor:
+        """Scalar that the mean over (B,) labels divides by; tells processes their shares."""
+        return row_weights(labels, self.class_weights).sum()
 
     @torch.no_grad()
     def _move(self, rows: Tensor, labels: Tensor) -> None:

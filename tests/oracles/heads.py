@@ -106,9 +106,11 @@ def sphereface(x, c, labels, *, m=4, blend=0.0):
     return torch.stack(logits)
 
 
-def center_loss(x, labels, centers):
+def center_loss(x, labels, centers, weights=None):
     rows = known(labels)
-    return sum(((x[i] - centers[labels[i]]) ** 2).sum() / 2 for i in rows) / len(rows)
+    each = {i: 1.0 if weights is None else weights[labels[i]] for i in rows}
+    parts = [each[i] * ((x[i] - centers[labels[i]]) ** 2).sum() / 2 for i in rows]
+    return sum(parts) / sum(each.values())
 
 
 def moved_centers(x, labels, centers, alpha):
