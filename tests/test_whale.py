@@ -157,6 +157,13 @@ def test_a_copied_folder_works_under_its_own_name(root, tmp_path):
         (["data.fold=-1"], "needs held-out images"),
         (["ranking=[{name: vote}]"], "vote needs neighbors"),
         (["ensemble.by=luck"], "choose embeddings, scores, ranks or stacked"),
+        (["ranking=[{name: knn}, {name: siamese}, {name: vote}]"], "sub_center_arcface: add it"),
+        (["ranking=[{name: class_logits}]", "loss=[{name: triplet}]"], "triplet has none"),
+        (["ranking=[{name: class_logits}]", "train.stages=[]"], "so they are noise"),
+        (
+            ["ranking=[{name: knn}, {name: vote, class_power: 1.0}]", "train.stages=[]"],
+            "vote reads",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused(arguments, message):

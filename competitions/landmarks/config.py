@@ -14,7 +14,7 @@ from common.engine.extract import ViewConfig
 from common.engine.settings import FitConfig
 from common.losses import total
 from common.models.embedder import ModelConfig
-from common.pipeline.checks import check_blend, check_training, check_views
+from common.pipeline.checks import check_blend, check_heads, check_training, check_views
 from common.pipeline.commands import Commands
 from common.pipeline.ranking import STATE
 from common.pipeline.training import SAMPLERS
@@ -69,6 +69,8 @@ def check(settings: Config) -> Config:
         chain(steps, STEPS, STATE, task)
         for step in steps:
             check_step(step)
+        if not settings.runs:  # of an ensemble the members' losses count, and each has been checked
+            check_heads(steps, settings.loss, task, trained=bool(settings.train.stages))
     return settings
 
 

@@ -15,7 +15,7 @@ from common.engine.extract import ViewConfig
 from common.engine.settings import FitConfig
 from common.losses import total
 from common.models.embedder import ModelConfig
-from common.pipeline.checks import check_blend, check_training, check_views
+from common.pipeline.checks import check_blend, check_heads, check_training, check_views
 from common.pipeline.commands import Commands
 from common.pipeline.ranking import STATE
 from common.pipeline.training import SAMPLERS
@@ -128,6 +128,9 @@ def check(settings: Config) -> Config:
     chain(settings.ranking, STEPS, STATE, "ranking")
     for step in settings.ranking:
         check_step(step)
+    if not settings.runs:  # of an ensemble the members' losses count, and each has been checked
+        trained = bool(settings.train.stages)
+        check_heads(settings.ranking, settings.loss, "ranking", trained=trained)
     return settings
 
 
