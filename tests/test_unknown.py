@@ -6,7 +6,7 @@ import torch
 
 from common.rerank.curves import refused_listings, unknown_curve
 from common.rerank.known import STEPS
-from common.rerank.unknown import insert_unknown
+from common.rerank.unknown import insert_unknown, unknown_threshold
 from common.steps import chain
 from common.types import Neighbors
 from tests.oracles import thresholds as oracle
@@ -71,6 +71,19 @@ def test_quantile():
     found = insert_unknown(given, LABELS, quantile=0.25)
     wall = np.quantile(first[first > -torch.inf].double().numpy(), 0.25)
     assert torch.equal(found.index[:, 0] == 12, first < wall)
+
+
+@pytest.mark.parametrize("rule", [{"share": 0.3}, {"quantile": 0.4}, {"threshold": 0.2}])
+@pytest.mark.parametrize("more", [{}, {"single": 0.2}, {"accept": 1}])
+def test_the_threshold_of_a_rule_gives_the_answers_of_the_rule(rule, more):
+    given, _ = neighbors()
+    wall = unknown_threshold(given, LABELS, **rule, **more)
+    found = insert_unknown(given, LABELS, threshold=wall, **more)
+    wanted = insert_unknown(given, LABELS, **rule, **more)
+    assert torch.equal(found.index, wanted.index)
+    assert torch.equal(found.score, wanted.score)
+    assert wall == rule.get("threshold", wall)
+    assert len(found.index.unique()) > 5
 
 
 @pytest.mark.parametrize("accept", [1, 2])
@@ -147,7 +160,9 @@ def test_bad_input():
         {"threshold": 0.1, "top": 0},
         {"threshold": 0.1, "accept": -1},
     ):
-        with pytest.raises(ValueError, match="give one of threshold, share and quantile"):
+        with pytest.raises(
+            ValueError, match="give one of threshold, share and quantile|top must be at least 1"
+        ):
             insert_unknown(given, LABELS, **settings)
     twice = Neighbors(torch.tensor([[3, 3]]), torch.tensor([[0.9, 0.8]]))
     with pytest.raises(ValueError, match="query 0 lists a class twice: it comes after vote"):

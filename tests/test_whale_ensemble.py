@@ -145,6 +145,24 @@ def test_the_report_speaks_of_whales(runs):
         assert "new_whale" not in (pair["query"]["label"], pair["result"]["label"])
 
 
+def test_the_report_marks_the_threshold_in_use(runs, capsys):
+    home, _, _ = runs
+    for rule in ("{by: threshold, value: 0.37}", "{by: share, value: 0.5}", "{by: validation}"):
+        ensemble(home, "marked", f"unknown={rule}", runs=("a",))
+        told = json.loads((home / "marked" / "analysis.json").read_text())
+        (curve,), scores = told["thresholds"], np.array(told["recognition"]["score"])
+        assert told["recognition"]["threshold"] == curve["chosen"]
+        if "share" in rule:
+            assert (scores < curve["chosen"]).sum() == round(len(scores) / 2)
+        elif "threshold" in rule:
+            assert curve["chosen"] == 0.37
+            assert "new_whale first, below 0.37;" in capsys.readouterr().out
+        else:
+            assert max(curve["series"]["held out"]) == pytest.approx(
+                curve["series"]["held out"][curve["x"].index(curve["chosen"])]
+            )
+
+
 def test_the_stack_is_scored_out_of_fold_and_better_than_a_blind_run(runs):
     home, _, _ = runs
     alone = ensemble(home, "alone", runs=("a",))

@@ -58,11 +58,12 @@ class Curve:
         y_label: str = "",
         caption: str = "",
         most: int = 200,
+        chosen: float | None = None,
     ) -> dict[str, Any]:
         """The curve as the report's `analysis.thresholds` wants it, thinned to about `most`.
 
         Points are spread over the thresholds, so that a cloud of equal scores does not use them up;
-        the best one is among them, and is `chosen`.
+        the best one is among them. `chosen` is the threshold in use; None: the best one.
         """
         grid = np.linspace(self.x[0], self.x[-1], most)
         rows = np.unique(
@@ -72,7 +73,7 @@ class Curve:
             "title": title,
             "x": self.x[rows].tolist(),
             "series": {name: self.y[rows].tolist()},
-            "chosen": self.threshold,
+            "chosen": self.threshold if chosen is None else chosen,
             "x_label": x_label,
             "y_label": y_label,
             "caption": caption,

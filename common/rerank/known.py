@@ -64,5 +64,6 @@ for _call in (
     "decide",
     "class_cosines",
     "trimmed_centers",
+    "unknown_threshold",
 ):
     del STEPS[_call]

@@ -55,34 +55,82 @@ def insert_unknown(
     Raises:
         ValueError: not exactly one rule, `top` below 1, a class listed twice, a NaN score.
     """
-    given = [rule for rule in (threshold, share, quantile) if rule is not None]
-    if len(given) != 1 or top < 1 or accept < 0:
-        raise ValueError(
-            "insert_unknown: give one of threshold, share and quantile, top of at least 1, accept "
-            f"of at least 0; got {threshold}, {share}, {quantile}, {top}, {accept}."
-        )
+    if top < 1:
+        raise ValueError(f"insert_unknown: top must be at least 1, got {top}.")
+    index, score, counts, fresh = _classes(neighbors, gallery_labels, unknown)
+    offset, margin = _passing(index, score, counts, single, accept)
+    wall = _wall(margin, accept, threshold, share, quantile)
+    place = np.minimum((margin[:, :top] >= np.float32(wall)).sum(1), top)
+    index, score = _insert(index, score, place, fresh, wall, offset, top)
+    index, score = _fill(index, score, counts, fresh, top)
+    home = neighbors.index.device
+    return Neighbors(torch.from_numpy(index).to(home), torch.from_numpy(score).to(home))
+
+
+def unknown_threshold(
+    neighbors: Neighbors,
+    gallery_labels: torch.Tensor,
+    *,
+    unknown: int | None = None,
+    threshold: float | None = None,
+    share: float | None = None,
+    quantile: float | None = None,
+    single: float = 0.0,
+    accept: int = 0,
+) -> float:
+    """The threshold that `insert_unknown` takes with these arguments.
+
+    Raises:
+        ValueError: see there.
+    """
+    index, score, counts, _ = _classes(neighbors, gallery_labels, unknown)
+    return _wall(
+        _passing(index, score, counts, single, accept)[1], accept, threshold, share, quantile
+    )
+
+
+def _classes(
+    neighbors: Neighbors, gallery_labels: torch.Tensor, unknown: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Classes and scores without the unknown identity, images of each class, and its label."""
     labels = gallery_labels.cpu().numpy()
     counts = np.bincount(labels[labels >= 0])
     fresh = len(counts) if unknown is None else unknown
     index, score = _without(neighbors, fresh)
     _check(index, score)
     size = max(int(index.max(initial=-1)), fresh, len(counts) - 1) + 1
-    counts = np.pad(counts, (0, size - len(counts)))
+    return index, score, np.pad(counts, (0, size - len(counts))), fresh
+
+
+def _passing(
+    index: np.ndarray, score: np.ndarray, counts: np.ndarray, single: float, accept: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`(C,)` what is added to the threshold of each class, and `margins`."""
     offset = np.where(counts == 1, single, 0.0).astype(np.float32)
-    passing = np.where(refused_listings(index, score, counts, accept), -np.inf, score)
-    margin = margins(passing, index, offset)
+    refused = refused_listings(index, score, counts, accept)
+    return offset, margins(np.where(refused, -np.inf, score), index, offset)
+
+
+def _wall(
+    margin: np.ndarray,
+    accept: int,
+    threshold: float | None,
+    share: float | None,
+    quantile: float | None,
+) -> float:
+    """The threshold by the one rule that is given."""
+    given = [rule for rule in (threshold, share, quantile) if rule is not None]
+    if len(given) != 1 or accept < 0:
+        raise ValueError(
+            "insert_unknown: give one of threshold, share and quantile, and accept of at least 0; "
+            f"got {threshold}, {share}, {quantile} and {accept}."
+        )
     first = margin[:, 0] if margin.shape[1] else np.full(len(margin), -np.inf, np.float32)
     if share is not None and len(first):
-        wall = share_threshold(first, share)
-    elif quantile is not None and len(first):
-        wall = quantile_threshold(first, quantile)
-    else:
-        wall = 0.0 if threshold is None else threshold
-    place = np.minimum((margin[:, :top] >= np.float32(wall)).sum(1), top)
-    index, score = _insert(index, score, place, fresh, wall, offset, top)
-    index, score = _fill(index, score, counts, fresh, top)
-    home = neighbors.index.device
-    return Neighbors(torch.from_numpy(index).to(home), torch.from_numpy(score).to(home))
+        return share_threshold(first, share)
+    if quantile is not None and len(first):
+        return quantile_threshold(first, quantile)
+    return 0.0 if threshold is None else threshold
 
 
 def _without(neighbors: Neighbors, unknown: int) -> tuple[np.ndarray, np.ndarray]:

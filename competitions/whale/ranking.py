@@ -21,7 +21,7 @@ from common.pipeline.ranking import Question
 from common.pipeline.vectors import Vectors
 from common.rerank.curves import Curve, refused_listings, unknown_curve
 from common.rerank.labels import vote
-from common.rerank.unknown import insert_unknown
+from common.rerank.unknown import insert_unknown, unknown_threshold
 from common.retrieval.search import search
 from common.steps import Step
 from common.types import Embeddings, Neighbors, Table
@@ -206,24 +206,35 @@ def check_unknown(held: Held | None, unknown: UnknownConfig) -> None:
         )
 
 
-def answer(
+def threshold_of(
     found: Neighbors, question: Question, unknown: UnknownConfig, curve: Curve | None, classes: int
-) -> Neighbors:
-    """Five different identities per query; `classes` stands for the unknown one."""
-    rule: dict[str, float] = {}
+) -> float:
+    """Where the unknown identity comes in among these answers, by the rule of `unknown.by`."""
     if unknown.by == "validation":
         assert curve is not None, "config.check looks first"
-        rule["threshold"] = curve.threshold
-    else:
-        rule[unknown.by] = unknown.value
+        return curve.threshold
+    return unknown_threshold(
+        found,
+        question.gallery_labels,
+        unknown=classes,
+        single=unknown.single,
+        accept=unknown.accept,
+        **{unknown.by: unknown.value},
+    )
+
+
+def answer(
+    found: Neighbors, question: Question, unknown: UnknownConfig, threshold: float, classes: int
+) -> Neighbors:
+    """Five different identities per query; `classes` stands for the unknown one."""
     return insert_unknown(
         found,
         question.gallery_labels,
         unknown=classes,
         top=TOP,
+        threshold=threshold,
         single=unknown.single,
         accept=unknown.accept,
-        **rule,
     )
 
 

@@ -29,10 +29,16 @@ from .config import BASE, Config
 from .data import Whale
 from .lists import write_lists
 from .postprocess import Postprocess
-from .ranking import Held, answer, average_precision, curve_of
+from .ranking import Held, answer, average_precision, curve_of, threshold_of
 
 Find = Callable[[bool, Notes], tuple[Question, Neighbors]]
 NAMES = {"map5": "MAP@5", "recall1": "recall@1, known"}
+MARKED = {  # in the curve of held-out images
+    "validation": "the best one, which the test has too",
+    "share": "the one that gives so many of these images the unknown identity first",
+    "quantile": "that quantile of these images' best scores",
+    "threshold": "the given one",
+}
 
 
 def start_run(config: Config, folder: Path, data: Whale, job: str) -> Run:
@@ -91,7 +97,8 @@ def finish(
         scores |= analyse(config, asked, known, curve, data, after, analysis, run)
     question, found = find(False, Notes() if held is not None else notes)
     write_lists(folder / "lists.csv", [(question.queries.ids, found), *lists], data)
-    answers = answer(found, question, config.unknown, curve, classes)
+    threshold = threshold_of(found, question, config.unknown, curve, classes)
+    answers = answer(found, question, config.unknown, threshold, classes)
     answers = after.apply(answers, question.queries.ids, test=True)
     write("whale", question.queries.ids, named(answers, data), path)
     problems = check("whale", path, data.sample) if data.sample is not None else []
@@ -105,7 +112,7 @@ def finish(
         say(remark)
     notes.remarks += after.remarks
     say(
-        f"{path} passes the check; {first:.1%} {data.unknown} first"
+        f"{path} passes the check; {first:.1%} {data.unknown} first, below {threshold:.4g}"
         + inline(scores, "map5", "MAP@5")
     )
     show_matches(notes, question if held is None else asked)
@@ -132,7 +139,8 @@ def analyse(
     """Held-out scores; threshold curve, MAP@5 by number of images, queries with their answers."""
     assert asked.truth is not None
     truth, classes = asked.truth, len(data.classes)
-    answers = answer(found, asked, config.unknown, curve, classes)
+    threshold = threshold_of(found, asked, config.unknown, curve, classes)
+    answers = answer(found, asked, config.unknown, threshold, classes)
     answers = after.apply(answers, asked.queries.ids, test=False)
     values = average_precision(answers, truth, classes)
     known = truth >= 0
@@ -145,19 +153,19 @@ def analyse(
             x_label="threshold",
             y_label="MAP@5",
             caption=f"{data.unknown} stands before the first individual that scores below the "
-            "threshold; marked: the best one.",
+            f"threshold; marked: {MARKED[config.unknown.by]}, {curve.value:.4f} is the best.",
+            chosen=threshold,
         )
     ]
     images = np.bincount(asked.gallery_labels.numpy(), minlength=classes)
     counts = np.where(known, images[truth], 0)
     analysis.retrieval = {"ap": values, "relevant": counts, "name": "MAP@5"}
     kinds = np.where(known, np.where(right, "right", "wrong"), "none")
-    fitted = config.unknown.by == "validation"
     analysis.recognition = {
         "score": found.score[:, 0].numpy(),
         "kind": kinds.tolist(),
         "images": counts,
-        **({"threshold": curve.threshold} if fitted else {}),
+        "threshold": threshold,
     }
     run.table("whale", _rows(asked, answers, values, data))
     scores = {"held-out/map5": float(values.mean())}
