@@ -1,10 +1,10 @@
-# `make landmarks` and `make whale` (install, train, submit, report), `make test` (everything).
+# `make landmarks`, `make whale` and `make shopee` (install, train, submit, report), `make test` (everything).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python competitions
 
-.PHONY: install landmarks whale test lint versions clean
+.PHONY: install landmarks whale shopee test lint versions clean
 
 install: $(VENV)/.installed
 
@@ -30,6 +30,13 @@ whale: install
 	$(RUN)/whale/infer.py run=runs/whale/frozen
 	$(RUN)/whale/train.py
 	$(RUN)/whale/infer.py
+
+shopee: install
+	$(RUN)/shopee/train.py
+	$(RUN)/shopee/infer.py
+	$(RUN)/shopee/train.py experiments/text.yaml
+	$(RUN)/shopee/infer.py run=runs/shopee/text
+	$(RUN)/shopee/ensemble.py 'runs=[runs/shopee/baseline,runs/shopee/text]'
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -111,16 +111,20 @@ def graph_attention(
         memory["networks"], score = [], torch.zeros(graph.pairs)
         for number in range(folds):
             seen = np.flatnonzero((fold != number).all(1))
-            network = _network(graph, heads, hidden, dropout, seed + number).to(place)
-            train_edges(
-                network,
-                graph,
-                torch.from_numpy(rows[seen]).to(place),
-                torch.from_numpy(same[seen].astype(np.float32)).to(place),
-                torch.from_numpy(sizes[seen] ** power).float().to(place),
-                epochs=epochs,
-                lr=lr,
-            )
+            with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+                torch.manual_seed(seed + number)  # of weights and of what is dropped
+                network = EdgeAttention(
+                    graph.nodes.shape[1], graph.edges.shape[1], heads, hidden, dropout
+                ).to(place)
+                train_edges(
+                    network,
+                    graph,
+                    torch.from_numpy(rows[seen]).to(place),
+                    torch.from_numpy(same[seen].astype(np.float32)).to(place),
+                    torch.from_numpy(sizes[seen] ** power).float().to(place),
+                    epochs=epochs,
+                    lr=lr,
+                )
             memory["networks"].append(network)
             held = torch.from_numpy(rows[fold[:, 0] == number])
             score[held] = _probability(network, graph)[held]
@@ -197,12 +201,6 @@ def _similarity(sources: Sources, name: str, a: np.ndarray, b: np.ndarray) -> to
     )
     found = [(part.vectors[x].float() * part.vectors[y].float()).sum(1) for x, y in blocks]
     return torch.cat(found) if found else torch.zeros(0)
-
-
-def _network(graph: PairGraph, heads: int, hidden: int, dropout: float, seed: int) -> EdgeAttention:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return EdgeAttention(graph.nodes.shape[1], graph.edges.shape[1], heads, hidden, dropout)
 
 
 def _scale_of(graph: PairGraph) -> _Scale:

@@ -92,7 +92,7 @@ def concat(
     *,
     of: list[str] | None = None,
     weights: list[float] | None = None,
-    name: str = "joined",
+    into: str = "joined",
 ) -> Sources:
     """One more source: the others normalised, weighted and joined, so that cosines are averaged.
 
@@ -102,10 +102,10 @@ def concat(
         sources: of the listings.
         of: which; none: all.
         weights: one for each; null: equal.
-        name: of the new one.
+        into: name of the new one.
     """
     parts = [sources.parts[one] for one in sources.names(of or ())]
-    return sources.having(name, blend_embeddings(parts, weights))
+    return sources.having(into, blend_embeddings(parts, weights))
 
 
 def only(sources: Sources, *, of: list[str] | None = None) -> Sources:
