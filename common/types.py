@@ -34,6 +34,7 @@ class Table:
             `data.align.frames` makes it; a row of zeros means the box. None: boxes only.
         masks: of a fourth channel: `(N,)` bytes, file of each row, empty for none; or `(N, 4)`
             boxes in pixels of the image, zeros for none. None: three channels.
+        mirror: `(N,)` bool, rows that are looked at flipped left to right. None: no row.
 
     Raises:
         ValueError: titles that are no text, such as the NaN that pandas reads for an empty one.
@@ -46,6 +47,7 @@ class Table:
     titles: np.ndarray | None = None
     frames: np.ndarray | None = None
     masks: np.ndarray | None = None
+    mirror: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.titles is not None:
@@ -58,7 +60,7 @@ class Table:
 
     def take(self, rows: np.ndarray | slice) -> Table:
         """The rows of a boolean mask, an index array, or a slice (which copies nothing)."""
-        columns = (self.boxes, self.titles, self.frames, self.masks)
+        columns = (self.boxes, self.titles, self.frames, self.masks, self.mirror)
         more = [None if column is None else column[rows] for column in columns]
         return Table(self.ids[rows], self.paths[rows], self.labels[rows], *more)
 
@@ -79,16 +81,18 @@ class Table:
             np.concatenate(titles) if titles else None,
             _together(tables, "frames", 8),
             np.concatenate(masks) if masks else None,
+            _together(tables, "mirror"),
         )
 
 
-def _together(tables: list[Table], name: str, width: int) -> np.ndarray | None:
+def _together(tables: list[Table], name: str, *width: int) -> np.ndarray | None:
     """A column of all tables, zeros for those that lack it; None if all do."""
     columns = [getattr(table, name) for table in tables]
     if all(column is None for column in columns):
         return None
+    kind = next(column.dtype for column in columns if column is not None)
     parts = [
-        np.zeros((len(table), width)) if column is None else column
+        np.zeros((len(table), *width), kind) if column is None else column
         for column, table in zip(columns, tables, strict=True)
     ]
     return np.concatenate(parts)

@@ -15,10 +15,13 @@ import torch
 import yaml
 
 from common.config import ConfigError, keys, load, save
+from common.data import augment
 from common.data.samplers import PK
 from common.data.tables import DataError
+from common.engine.extract import ViewConfig, embed_table
 from common.engine.loop import Progress
 from common.losses.pair import TripletLoss
+from common.models.embedder import Embedder, ModelConfig
 from common.pipeline import training
 from common.submission import check as check_file
 from common.types import Neighbors, Table
@@ -256,7 +259,7 @@ def test_boxes_of_several_files_take_turns_and_follow_the_twins(root, tmp_path):
     twins = ["twins=true", "view.join_flip=true", "data.fold=-1", "unknown.by=share"]
     config = load(Config, BASE, [f"data.root={root}", "data.box_margin=0", mix, *twins])
     material = Material.of(read(config.data), config, None)
-    assert len(material.mix.boxes) == len(material.table) == len(material.mirror)
+    assert len(material.mix.boxes) == len(material.table) == len(material.table.mirror)
     rows = np.flatnonzero(np.char.startswith(material.table.ids, "train00.jpg"))
     assert len(rows) == 2
     for row in rows:
@@ -473,11 +476,26 @@ def test_average_precision_of_five():
 
 def test_twins_double_known_rows_and_keep_unknown_ones_unknown():
     table = Table(np.array(["a", "b"]), np.array([b"a", b"b"]), np.array([1, -1]))
-    both, mirror = doubled(table, 2)
+    both = doubled(table, 2)
     assert both.labels.tolist() == [1, -1, 3, -1]
-    assert mirror.tolist() == [False, False, True, True]
+    assert both.mirror.tolist() == [False, False, True, True]
     assert len(set(both.ids)) == 4
     assert len(set(twin_names(np.array(["x", "y"])))) == 4
+
+
+def test_a_mirrored_row_is_embedded_mirrored(tmp_path):
+    """Or `assigned_pairs` would take it, as the very same image, for the hardest negative."""
+    picture = np.random.default_rng(0).integers(0, 255, (32, 32, 3)).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    cv2.imwrite(str(tmp_path / "b.png"), picture[:, ::-1])
+    paths = np.array([os.fsencode(tmp_path / name) for name in ("a.png", "b.png")])
+    both = doubled(Table(np.array(["a", "b"]), paths, np.array([0, 1])), 2)
+    model = Embedder(ModelConfig(backbone="test_efficientnet", weights="none"))
+    view, plain = ViewConfig(size=32, workers=0), augment.build("none", 32, False)
+    found = embed_table(model, both, view, plain, torch.device("cpu")).vectors
+    torch.testing.assert_close(found[2:], found[:2].flip(0))
+    assert (found[0] - found[1]).abs().max() > 1e-3
+    assert both.take(np.array([0, 3])).mirror.tolist() == [False, True]
 
 
 @pytest.mark.parametrize(

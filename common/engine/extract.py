@@ -134,6 +134,7 @@ def embed_rows(
         boxes=part.boxes,
         frames=part.frames,
         masks=part.masks,
+        mirror=part.mirror,
     )
     data = rows_for(model, images, part.titles)
     word = resolve_precision(config.precision, device)
@@ -279,7 +280,7 @@ def _digest(table: Table, inputs: Sequence[str] = ("image",)) -> str:
     """Of the rows and what is looked at of each."""
     digest = hashlib.sha256(np.ascontiguousarray(table.ids).tobytes())
     if "image" in inputs:
-        for column in (table.paths, table.boxes, table.frames, table.masks):
+        for column in (table.paths, table.boxes, table.frames, table.masks, table.mirror):
             if column is not None:
                 digest.update(np.ascontiguousarray(column).tobytes())
     if "tokens" in inputs and table.titles is not None:

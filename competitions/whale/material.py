@@ -27,14 +27,12 @@ class Material:
         table: one row per image; with twins all rows, then all mirrored.
         classes: names of the criterion's classes.
         mix: boxes that each draw chooses among, or None.
-        mirror: `(N,)` bool, which rows are mirrored, or None.
         remarks: a line per thing worth saying.
     """
 
     table: Table
     classes: np.ndarray
     mix: BoxMix | None
-    mirror: np.ndarray | None
     remarks: list[str]
 
     @classmethod
@@ -58,11 +56,10 @@ class Material:
             remarks.append(remark)
         mix = box_mix(data.root, config.data.box_mix, table, config.data.box_margin)
         if not config.twins:
-            return cls(table, data.classes, mix, None, remarks)
-        both, mirror = doubled(table, len(data.classes))
+            return cls(table, data.classes, mix, remarks)
         rows = np.tile(np.arange(len(table)), 2)
         mix = None if mix is None else mix.take(rows)
-        return cls(both, twin_names(data.classes), mix, mirror, remarks)
+        return cls(doubled(table, len(data.classes)), twin_names(data.classes), mix, remarks)
 
 
 def pseudo_rows(path: Path, data: Whale, held: Held | None) -> tuple[Table, str]:

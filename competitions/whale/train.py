@@ -75,7 +75,7 @@ def train(config: Config, data: Whale, held: Held | None, folder: Path) -> Path:
             align=config.data.align,
             masks=material.table.masks,
             mask_drop=config.data.mask_drop,
-            mirror=material.mirror,
+            mirror=material.table.mirror,
         )
 
     def validate(model: nn.Module, stage: Stage) -> dict[str, float]:

@@ -3,7 +3,8 @@
 A fluke mirrored is a fluke that no whale has. So training has 2 C classes, class c + C of the
 mirrored images of c, and inference compares plain with plain and mirrored with mirrored views
 (`view.join_flip`), which averages the two halves again. Whether an image and its mirrored twin have
-to be told apart is another matter: `twin_mask` leaves that logit out.
+to be told apart is another matter: `twin_mask` leaves that logit out. Triplets, quadruplets and
+pairs have no logits: there an image's mirrored class is a negative like any other.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ from common.types import Table
 MIRRORED = "~mirrored"
 
 
-def doubled(table: Table, classes: int) -> tuple[Table, np.ndarray]:
-    """All rows, then all rows mirrored with label + `classes`; and which are mirrored, `(2 N,)`.
-
-    Unknown rows stay unknown (-1) when mirrored.
-    """
-    labels = np.where(table.labels >= 0, table.labels + classes, -1)
-    mirrored = replace(table, ids=np.char.add(table.ids, MIRRORED), labels=labels)
-    return Table.concatenate([table, mirrored]), np.arange(2 * len(table)) >= len(table)
+def doubled(table: Table, classes: int) -> Table:
+    """All rows, then all rows mirrored with label + `classes`; unknown ones (-1) stay unknown."""
+    mirrored = replace(
+        table,
+        ids=np.char.add(table.ids, MIRRORED),
+        labels=np.where(table.labels >= 0, table.labels + classes, -1),
+        mirror=np.ones(len(table), bool),
+    )
+    return Table.concatenate([table, mirrored])
 
 
 def twin_names(classes: np.ndarray) -> np.ndarray:
