@@ -45,6 +45,7 @@ class Sources:
 
     parts: dict[str, Embeddings]
     sparse: dict[str, SparseEmbeddings] = field(default_factory=dict)
+    _found: dict[str, Neighbors] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.first)
@@ -66,12 +67,17 @@ class Sources:
         return list(of) or list(self.parts)
 
     def near(self, name: str, k: int, device: torch.device | None = None) -> Neighbors:
-        """The `k` most similar other listings of each."""
-        part = self.parts[name]
-        if name in self.sparse:
-            rows = self.sparse[name]
-            return sparse_search(rows, rows, k, exclude_self=True)
-        return search(part, part, k, exclude_self=True, device=device)
+        """The `k` most similar other listings of each; what was searched once is kept."""
+        known = self._found.get(name)
+        if known is None or known.index.shape[1] < k:
+            if name in self.sparse:
+                rows = self.sparse[name]
+                known = sparse_search(rows, rows, k, exclude_self=True)
+            else:
+                part = self.parts[name]
+                known = search(part, part, k, exclude_self=True, device=device)
+            self._found[name] = known
+        return known.top(k)
 
     def similarity(self, name: str, index: torch.Tensor) -> torch.Tensor:
         """`(N, K)` float32 of each row to the rows of `index`; -inf at padding."""
@@ -84,7 +90,8 @@ class Sources:
     def having(self, name: str, part: Embeddings) -> Sources:
         """The same with a part added or replaced."""
         sparse = {key: rows for key, rows in self.sparse.items() if key != name}
-        return Sources({**self.parts, name: part}, sparse)
+        found = {key: near for key, near in self._found.items() if key != name}
+        return Sources({**self.parts, name: part}, sparse, found)
 
 
 def concat(
@@ -112,7 +119,8 @@ def only(sources: Sources, *, of: list[str] | None = None) -> Sources:
     """These sources alone, the others left out from here on."""
     names = sources.names(of or ())
     kept = {name: rows for name, rows in sources.sparse.items() if name in names}
-    return Sources({name: sources.parts[name] for name in names}, kept)
+    found = {name: near for name, near in sources._found.items() if name in names}
+    return Sources({name: sources.parts[name] for name in names}, kept, found)
 
 
 def alpha_qe(
