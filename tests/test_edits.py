@@ -23,8 +23,10 @@ def distance(a, b):
 def test_similarities_are_those_of_the_table(backend):
     rng = np.random.default_rng(0)
     texts = ["".join(rng.choice(list("abé 毫"), rng.integers(0, 14))) for _ in range(30)] + [""]
-    a, b = rng.integers(0, 31, (2, 400))
+    texts += ["".join(rng.choice(list("abcdef"), n)) for n in (63, 64, 65, 66, 90, 130)]
+    a, b = rng.integers(0, 37, (2, 600))
     a[:2], b[:2] = 30, (30, 0)
+    a[2:8], b[2:8] = (31, 32, 33, 34, 35, 36), (33, 33, 34, 36, 36, 30)
     expected = [
         1 - distance(texts[i], texts[j]) / max(len(texts[i]), len(texts[j]), 1)
         for i, j in zip(a, b, strict=True)
