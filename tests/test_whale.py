@@ -27,8 +27,10 @@ from common.submission import check as check_file
 from common.types import Neighbors, Table
 from competitions.whale.config import BASE, COMMANDS, Config, check, criterion_of
 from competitions.whale.data import DataConfig, read
+from competitions.whale.infer import main as infer_script
 from competitions.whale.material import Material
 from competitions.whale.ranking import Held, average_precision
+from competitions.whale.train import main as train_script
 from competitions.whale.train import train
 from competitions.whale.twins import doubled, joined_centers, twin_names
 
@@ -45,6 +47,11 @@ TINY = [
     "data.unseen=0.2",
     "track.wandb=off",
 ]
+RECIPES = sorted(
+    path.stem
+    for path in (BASE.parent / "experiments").glob("*.yaml")
+    if path.stem not in ("frozen", "twins")
+)
 POINTS = "Image,x0,y0,x1,y1,x2,y2\n"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
@@ -381,6 +388,33 @@ def test_a_stage_may_take_frequent_individuals_alone_with_the_same_head(
     assert max(drawn) < len(kept) < len(everybody.dataset)
     for row in sorted(drawn)[::7]:
         assert few.dataset[row]["label"] == kept[row]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_runs_where_there_is_little(root, tmp_path, recipe, capsys):
+    path = BASE.parent / "experiments" / f"{recipe}.yaml"
+    config = load(Config, BASE, [str(path)])
+    stages = [{"epochs": 1, "size": 32, "min_images": s.min_images} for s in config.train.stages]
+    for step in config.ranking:  # there are four individuals to learn pairs from
+        step |= {"folds": 2} if step["name"] == "lightgbm_rerank" else {}
+    # Noise in coloured squares has no homographies to learn from.
+    config.ranking = [step for step in config.ranking if step["name"] != "plausible"]
+    out = tmp_path / recipe
+    words = [
+        f"data.root={root}",
+        f"out={out}",
+        *TINY[:2],
+        *TINY[3:],
+        f"train.stages={stages}",
+        f"ranking={config.ranking}",
+    ]
+    train_script([str(path), *words])
+    assert ("the largest class has 6 images. It shows all" in capsys.readouterr().out) == (
+        recipe == "whale2019_1st"
+    )
+    scores = infer_script([f"run={out}"])
+    assert 0 < scores["test/map5"] <= 1
+    assert check_file("whale", out / "submission.csv", root / "sample_submission.csv") == []
 
 
 def test_folds_are_joined_when_nothing_is_to_be_scored(root, tmp_path):

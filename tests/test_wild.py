@@ -208,6 +208,8 @@ def test_trees_see_through_many_inliers_of_a_folded_image():
     with pytest.raises(ValueError, match="not at homographies"):
         plausibility(model, evidence)
     assert isinstance(model, PairModel)
+    few = TrainingPairs(pairs.a, pairs.b, labels % 3, pairs.cosine)
+    assert len(fit_plausible(evidence, few, rounds=5).boosters_) == 3, "of three labels"
 
 
 def test_training_pairs_are_near_labelled_and_once(world):

@@ -136,9 +136,7 @@ def frequent(labels: Array, least: int) -> Array:
     counts = np.bincount(labels[known], minlength=1)
     kept = ~known | (counts[np.where(known, labels, 0)] >= least)
     if not (kept & known).any():
-        raise ValueError(
-            f"min_images={least}, but the largest class has {counts.max()} images: lower it."
-        )
+        raise ValueError(f"min_images={least}, but the largest class has {counts.max()} images.")
     return np.flatnonzero(kept)
 
 

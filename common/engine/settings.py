@@ -16,7 +16,7 @@ class Stage:
     epochs: int = 1
     size: int = 224  # image side in pixels
     data: str = "clean"  # which rows: clean | extended | full
-    min_images: int = 0  # only classes with so many images; the head keeps all classes
+    min_images: int = 0  # only classes with so many images, all if none has; the head keeps all
     lr: float = 1.0  # factor on train.lr and train.head_lr
     augment: str | None = None  # recipe for this stage, when it differs from train.augment
 

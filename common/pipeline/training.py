@@ -88,8 +88,12 @@ def train(
         recipe = stage.augment or config.train.augment
         table, pictures = images(stage, augment.build(recipe, stage.size, True))
         if stage.min_images > 1:
-            rows = frequent(np.asarray(pictures.labels), stage.min_images)
-            table, pictures = table.take(rows), pictures.take(rows)
+            try:
+                rows = frequent(np.asarray(pictures.labels), stage.min_images)
+            except ValueError as error:  # a recipe of a large set on a small one
+                say(f"warning: a stage asks for {error} It shows all classes.")
+            else:
+                table, pictures = table.take(rows), pictures.take(rows)
         pictures.second = heads.second_view
         data = rows_for(model, pictures, table.titles)
         view = ViewConfig(size=stage.size, fit=config.view.fit, batch_size=config.view.batch_size)

@@ -30,14 +30,15 @@ def fit_plausible(
         evidence: of P pairs.
         pairs: the same pairs with their labels; a fold sees no image of the labels it scores.
         rounds: trees per fold.
-        folds: parts of the labels.
+        folds: parts of the labels; fewer where there are not as many.
         min_leaf: fewest pairs in a leaf.
         seed: of the folds.
         threads: LightGBM's; 0: all cores.
 
     Raises:
-        ValueError: only one kind of pair, or fewer labels than folds.
+        ValueError: only one kind of pair, or pairs of one label.
     """
+    folds = min(folds, max(2, len(np.unique(pairs.labels))))
     model = PairModel(folds, rounds, min_leaf=min_leaf, share=1.0, seed=seed, threads=threads)
     return model.fit(evidence.values(), pairs.same, pairs.labels, NAMES)
 
