@@ -119,7 +119,8 @@ def test_train_infer_and_ensemble_end_in_checked_submissions(root, trained):
     assert "MAP@5" in said
     assert (trained / "report.html").is_file()
     twin = trained.parent / "twin"
-    more = ["twins=true", "view.join_flip=true", "train.sampler={name: assigned_pairs}"]
+    more = ["twins=true", "view.join_flip=true", "train.augment=crop_upright"]
+    more += ["train.sampler={name: assigned_pairs}"]
     loss = "loss=[{name: sub_center_arcface}, {name: siamese, weight: 0.5}]"
     points = trained.parent / "points.csv"
     named = [path.name for split in ("train", "test") for path in (root / split).iterdir()]
@@ -159,6 +160,7 @@ def test_a_copied_folder_works_under_its_own_name(root, tmp_path):
     [
         (["twins=true"], "set view.join_flip=true"),
         (["view.join_flip=true", "view.flip=false"], "set view.flip=true"),
+        (["twins=true", "view.join_flip=true"], "mirrors images at random"),
         (["twin_mask=some"], "choose none, softmax, all"),
         (["data.mask=box"], "set both or neither"),
         (["model.in_chans=4"], "set both or neither"),

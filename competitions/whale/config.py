@@ -109,10 +109,16 @@ def check(settings: Config) -> Config:
             "is the fourth channel, so set both or neither."
         )
     for recipe in (settings.train.augment, *(s.augment for s in settings.train.stages)):
-        if settings.data.mask != "none" and recipe and augment.build(recipe, 32, True).mixed:
+        made = augment.build(recipe or "none", 32, True)
+        if settings.data.mask != "none" and made.mixed:
             raise ConfigError(
                 f"train.augment={recipe} moves pixels by trivial_augment, which a mask cannot "
                 "follow: take another recipe, or data.mask=none."
+            )
+        if settings.twins and "flip" in made.names:
+            raise ConfigError(
+                f"train.augment={recipe} mirrors images at random, so twins=true would not tell "
+                "mirrored from plain: take crop_upright or another recipe without flip."
             )
     if settings.twin_mask not in MASKS:
         raise ConfigError(f"twin_mask={settings.twin_mask!r}: choose {', '.join(MASKS)}.")
