@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
         return
     result = command(*positional(name, command, words), **named(name, command, words))
     if name in ("pack", "kernel"):
-        say(f"{result}: next, python -m common.kaggle rehearse COMPETITION")
+        say(f"{result}: done. Before a push: python -m common.kaggle rehearse COMPETITION")
     elif name == "record":
         say(",".join(result.values()))
     elif name == "rehearse" and any(outcome.result != PASS for outcome in result):

@@ -110,7 +110,7 @@ def metadata(settings: Settings, owner: str) -> dict[str, Any]:
 
 def notebook(settings: Settings) -> dict[str, Any]:
     """The notebook, version 4.5: settings, the text of `aboard`, fallback, answer."""
-    values = "".join(f"    {key}={value!r},\n" for key, value in vars(settings).items())
+    values = "".join(f"        {key}={json.dumps(v)},\n" for key, v in vars(settings).items())
     module = Path(aboard.__file__).read_text(encoding="utf-8")
     title = (
         f"# {settings.form}: submission\n\nWrites a valid `submission.csv` first, then replaces it "
@@ -120,7 +120,7 @@ def notebook(settings: Settings) -> dict[str, Any]:
     texts = [
         ("markdown", title),
         ("code", module.rstrip()),
-        ("code", f"kernel = Kernel(Settings(\n{values}))\nkernel.fallback()"),
+        ("code", f"kernel = Kernel(\n    Settings(\n{values}    )\n)\nkernel.fallback()"),
         ("code", "kernel.answer()"),
     ]
     cells = []
