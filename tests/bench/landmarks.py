@@ -32,6 +32,7 @@ from common.metrics import score
 from common.models.embedder import Embedder, ModelConfig
 from common.retrieval.search import search
 from common.submission import write
+from common.types import Table
 from competitions.landmarks.config import COMMANDS
 from competitions.landmarks.data import DataConfig, Landmarks, read
 
@@ -59,30 +60,30 @@ def plain(data: Landmarks, folder: Path) -> dict[str, float]:
     """Scores of our trained weights, looked at as the peer's are."""
     model = Embedder(COMMANDS.infer("", [f"run={folder}"]).model, load=False)
     model.load_state_dict(load_tree(folder / "weights.safetensors")["model"])
-    return plain_scores(model, data)
+    return plain_scores(model.eval(), data)
 
 
 def peer(data: Landmarks, seed: int, minutes: float) -> dict[str, float]:
     """Scores of a fine-tune with pytorch-metric-learning for so long; 0 is the frozen backbone."""
+    return plain_scores(fine_tuned(data.train, len(data.classes), seed, minutes), data)
+
+
+def fine_tuned(table: Table, classes: int, seed: int, minutes: float) -> Embedder:
+    """The ImageNet backbone after so long with pytorch-metric-learning; 0 leaves it frozen."""
     from pytorch_metric_learning.losses import SubCenterArcFaceLoss
 
     device = this_device()
     torch.manual_seed(seed)
     model = Embedder(ModelConfig(pooling="avg", neck="none")).to(device)
     head = SubCenterArcFaceLoss(
-        num_classes=len(data.classes), embedding_size=model.embedding_dim, scale=64
+        num_classes=classes, embedding_size=model.embedding_dim, scale=64
     ).to(device)
     optimizer = torch.optim.Adam(
         [{"params": model.parameters(), "lr": 1e-4}, {"params": head.parameters(), "lr": 1e-3}]
     )
-    images = ImageDataset(
-        data.train.paths,
-        data.train.labels,
-        size=SIZE,
-        transform=augment.build("crop", SIZE, True),
-        seed=seed,
-    )
-    sampler = Shuffled(data.train.labels, batch_size=BATCH, seed=seed)
+    transform = augment.build("crop", SIZE, True)
+    images = ImageDataset(table.paths, table.labels, size=SIZE, transform=transform, seed=seed)
+    sampler = Shuffled(table.labels, batch_size=BATCH, seed=seed)
     batches = loader(images, sampler, workers=worker_count(-1), device=device)
     spent, epoch = 0.0, 0
     while spent < 60 * minutes:
@@ -97,12 +98,11 @@ def peer(data: Landmarks, seed: int, minutes: float) -> dict[str, float]:
             if spent + time.monotonic() - start > 60 * minutes:
                 break
         spent, epoch = spent + time.monotonic() - start, epoch + 1
-    return plain_scores(model, data)
+    return model.eval()
 
 
 def plain_scores(model: Embedder, data: Landmarks) -> dict[str, float]:
     """Scores of nearest neighbors by cosine, one view at 224 px."""
-    model.eval()
     view, transform = ViewConfig(size=224), augment.build("none", 224, False)
     tables = (data.train, data.test, data.index)
     train, test, index = (embed_table(model, t, view, transform, this_device()) for t in tables)
