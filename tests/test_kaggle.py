@@ -425,7 +425,7 @@ def test_the_committed_kernels_are_those_that_the_command_writes(tmp_path):
     nbformat = pytest.importorskip("nbformat", reason="nbformat reads notebooks")
     readme = (SUBMISSIONS / "README.md").read_text()
     found = sorted(path.parent.name for path in SUBMISSIONS.glob("*/submit.ipynb"))
-    assert found == ["landmarks", "whale"]
+    assert found == ["landmarks", "shopee", "whale"]
     for competition in found:
         options = {"runs": ["baseline"], "out": str(tmp_path / competition)}
         if competition == "landmarks":
