@@ -28,16 +28,36 @@ from common.engine.grouping import Grouping
 from common.engine.inputs import rows_for
 from common.engine.settings import Stage, this_device, worker_count
 from common.entry import say
+from common.losses import total
 from common.losses.theory import advice
 from common.losses.total import Total
 from common.models.build import build, save_parts
-from common.steps import bind, catalog
+from common.steps import bind, catalog, help_text
 from common.track import Run
 from common.types import Embeddings, Table, encode_strings
 
 SAMPLERS = catalog(samplers, samplers_grouped, samplers_magnet, samplers_pairs, samplers_quadruplet)
 
 Images = Callable[[Stage, augment.Augment], tuple[Table, ImageDataset]]
+
+
+def criterion_of(
+    settings: Any, embedding_dim: int, num_classes: int, counts: np.ndarray | None = None
+) -> Total:
+    """The criterion of the loss list; without `counts` (of images per class) for its centres."""
+    known = torch.ones(num_classes) if counts is None else torch.from_numpy(counts)
+    state = {"embedding_dim": embedding_dim, "num_classes": num_classes, "class_counts": known}
+    return total.build(settings.loss, state)
+
+
+def steps_help(lists: Mapping[str, Mapping[str, Any]]) -> str:
+    """The part of `--help` about names in lists; `lists` are the competition's own, by section."""
+    known: dict[str, Mapping[str, Any]] = {
+        "loss:": total.KNOWN,
+        "train.sampler:": SAMPLERS,
+        **lists,
+    }
+    return "\n\n".join(help_text(section, steps) for section, steps in known.items())
 
 
 def train(

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from common import config
 from common.engine.extract import ViewConfig
 from common.engine.settings import FitConfig
-from common.losses import total
 from common.models.embedder import ModelConfig
 from common.pipeline.checks import check_blend, check_heads, check_training, check_views
 from common.pipeline.commands import Commands
 from common.pipeline.ranking import STATE
-from common.pipeline.training import SAMPLERS
+from common.pipeline.training import criterion_of as criterion_of
+from common.pipeline.training import steps_help
 from common.rerank.known import STEPS, check_step
-from common.steps import chain, help_text
+from common.steps import chain
 from common.track import TrackConfig
 
 from .data import DataConfig
@@ -74,35 +72,11 @@ def check(settings: Config) -> Config:
     return settings
 
 
-def criterion_of(
-    settings: Config, embedding_dim: int, num_classes: int, counts: np.ndarray | None = None
-) -> total.Total:
-    """The criterion; without `counts` (of images per class) only for its centres."""
-    known = torch.ones(num_classes) if counts is None else torch.from_numpy(counts)
-    state = {
-        "embedding_dim": embedding_dim,
-        "num_classes": num_classes,
-        "class_counts": known,
-    }
-    return total.build(settings.loss, state)
-
-
-def steps_help() -> str:
-    """The part of `--help` about names in lists."""
-    return "\n\n".join(
-        [
-            help_text("loss:", total.KNOWN),
-            help_text("train.sampler:", SAMPLERS),
-            help_text("recognition: and retrieval:", STEPS),
-        ]
-    )
-
-
 COMMANDS = Commands(
     Config,
     Path(__file__).parent,
     "landmarks",
     check,
-    steps_help,
+    partial(steps_help, {"recognition: and retrieval:": STEPS}),
     shared=("extended", "non_landmark"),
 )

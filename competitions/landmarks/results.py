@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from common.config import load
-from common.engine import distributed
 from common.entry import say
 from common.metrics import map_at_k
 from common.metrics import score as score_file
 from common.notes import Notes
+from common.pipeline import runs
 from common.pipeline.ranking import Question
 from common.pipeline.scores import inline, score_rows, table
 from common.report.files import Analysis, save_analysis
@@ -35,17 +34,7 @@ METRICS = {"recognition": ("gap", "GAP"), "retrieval": ("map100", "mAP@100")}
 
 def start_run(config: Config, folder: Path, data: Landmarks, job: str) -> Run:
     """The log of one script in the run folder."""
-    best = [f"valid/{metric}" for metric in ("score", "gap", "map100")]
-    return Run(
-        folder,
-        asdict(config),
-        config.track,
-        job_type=job,
-        rank=distributed.rank(),
-        best=best if job == "train" else (),
-        default=asdict(load(Config, BASE)),
-        data=data.fingerprint(),
-    )
+    return runs.start_run(config, folder, data, job, base=BASE, metrics=("gap", "map100"))
 
 
 def outputs(config: Config, data: Landmarks, folder: Path) -> dict[str, Path]:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from common.config import ConfigError
 from common.engine.extract import ViewConfig
 from common.engine.settings import FitConfig
-from common.losses import total
 from common.models.joint import JOINS, USES, JointConfig
 from common.models.neck import choose
 from common.pipeline.checks import check_training, check_views
 from common.pipeline.commands import Commands
-from common.pipeline.training import SAMPLERS
+from common.pipeline.training import criterion_of as criterion_of
+from common.pipeline.training import steps_help
 from common.rerank.transfer import MatchConfig, check_rule
-from common.steps import help_text
 from common.track import TrackConfig
 
 from .data import LIMIT, DataConfig
@@ -86,31 +83,11 @@ def check(settings: Config) -> Config:
     return settings
 
 
-def criterion_of(
-    settings: Config, embedding_dim: int, num_classes: int, counts: np.ndarray | None = None
-) -> total.Total:
-    """The criterion; without `counts` (of listings per group) only for its centres."""
-    known = torch.ones(num_classes) if counts is None else torch.from_numpy(counts)
-    state = {"embedding_dim": embedding_dim, "num_classes": num_classes, "class_counts": known}
-    return total.build(settings.loss, state)
-
-
-def steps_help() -> str:
-    """The part of `--help` about names in lists."""
-    return "\n\n".join(
-        [
-            help_text("loss:", total.KNOWN),
-            help_text("train.sampler:", SAMPLERS),
-            help_text("matching:", STEPS),
-        ]
-    )
-
-
 COMMANDS = Commands(
     Config,
     Path(__file__).parent,
     "shopee",
     check,
-    steps_help,
+    partial(steps_help, {"matching:": STEPS}),
     shared=("distractors", "hidden"),
 )

@@ -23,6 +23,7 @@ from common.blend import blend_scores, blend_votes
 from common.engine.settings import this_device
 from common.entry import entry, say
 from common.notes import Notes
+from common.pipeline.runs import submission_path
 from common.pipeline.vectors import Vectors, load
 from common.rerank.transfer import check_rule
 from common.types import Neighbors
@@ -32,7 +33,7 @@ from .config import COMMANDS, Config, check
 from .data import Shopee, read
 from .held import Held
 from .matching import SOURCE, Memory, Pool, Titles, by_kind, held_pool, match, test_pool
-from .results import finish, output, start_run
+from .results import finish, start_run
 
 Pools = tuple[Pool | None, Pool]
 Find = Callable[[Pool, Memory, Notes], Neighbors]
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> dict[str, float]:
     data = read(config.data)
     held = Held.of(data, config.data)
     check_rule(config.threshold, held is not None)
-    path = output(config, folder)
+    path = submission_path(config.out, folder)
     say(data.describe())
     names = [SOURCE[member.model.uses] for member in members]
     vectors = [load(Path(run), data.tables(), data.classes) for run in config.runs]

@@ -20,6 +20,7 @@ from common.engine import distributed
 from common.engine.settings import this_device
 from common.entry import entry, say
 from common.notes import Notes
+from common.pipeline.runs import submission_path
 from common.pipeline.vectors import embed
 from common.rerank.transfer import check_rule
 from common.types import Neighbors
@@ -28,7 +29,7 @@ from .config import COMMANDS, criterion_of
 from .data import read
 from .held import Held
 from .matching import SOURCE, Memory, Pool, Titles, held_pool, match, test_pool
-from .results import finish, output, start_run
+from .results import finish, start_run
 
 
 def main(arguments: list[str]) -> dict[str, float]:
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> dict[str, float]:
     data = read(config.data)
     held = Held.of(data, config.data)
     check_rule(config.threshold, held is not None)
-    path = output(config, folder)
+    path = submission_path(config.out, folder)
     device = this_device()
     with distributed.processes():
         say(data.describe())

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from common.config import ConfigError
 from common.data import augment
 from common.engine.extract import ViewConfig
 from common.engine.settings import FitConfig
-from common.losses import total
+from common.losses.total import Total
 from common.models.embedder import ModelConfig
+from common.pipeline import training
 from common.pipeline.checks import check_blend, check_heads, check_training, check_views
 from common.pipeline.commands import Commands
 from common.pipeline.ranking import STATE
-from common.pipeline.training import SAMPLERS
+from common.pipeline.training import steps_help
 from common.rerank.known import STEPS, check_step
 from common.rerank.stacking import StackConfig
-from common.steps import chain, help_text
+from common.steps import chain
 from common.track import TrackConfig
 
 from .data import DataConfig
@@ -142,25 +143,12 @@ def check(settings: Config) -> Config:
 
 def criterion_of(
     settings: Config, embedding_dim: int, num_classes: int, counts: np.ndarray | None = None
-) -> total.Total:
+) -> Total:
     """The criterion; without `counts` (of images per class) only for its centres."""
-    known = torch.ones(num_classes) if counts is None else torch.from_numpy(counts)
-    state = {"embedding_dim": embedding_dim, "num_classes": num_classes, "class_counts": known}
-    criterion = total.build(settings.loss, state)
+    criterion = training.criterion_of(settings, embedding_dim, num_classes, counts)
     if settings.twins:
         mask_twins(criterion, settings.twin_mask)
     return criterion
-
-
-def steps_help() -> str:
-    """The part of `--help` about names in lists."""
-    return "\n\n".join(
-        [
-            help_text("loss:", total.KNOWN),
-            help_text("train.sampler:", SAMPLERS),
-            help_text("ranking:", STEPS),
-        ]
-    )
 
 
 COMMANDS = Commands(
@@ -168,7 +156,7 @@ COMMANDS = Commands(
     Path(__file__).parent,
     "whale",
     check,
-    steps_help,
+    partial(steps_help, {"ranking:": STEPS}),
     trained=("twins", "twin_mask"),
     shared=("unknown", "boxes", "box_margin", "unknown_share"),
 )

@@ -21,6 +21,7 @@ from common.entry import entry, say
 from common.notes import Notes
 from common.pipeline.join import Join
 from common.pipeline.ranking import Question
+from common.pipeline.runs import submission_path
 from common.pipeline.stacked import Stacked
 from common.pipeline.vectors import Vectors, load
 from common.steps import Step
@@ -31,7 +32,7 @@ from .data import Whale, read
 from .lists import Lists, listed, read_lists
 from .postprocess import Postprocess
 from .ranking import Held, apply, check_unknown, curve_of, held_question, test_question
-from .results import finish, output, start_run
+from .results import finish, start_run
 
 
 def main(arguments: list[str]) -> dict[str, float]:
@@ -48,7 +49,7 @@ def main(arguments: list[str]) -> dict[str, float]:
     held = covered(Held.of(data, config), files)
     check_unknown(held, config.unknown)
     after = Postprocess.of(config.postprocess, data)
-    path = output(config, folder)
+    path = submission_path(config.out, folder)
     say(data.describe())
     join = joined(config, members, data, held, files)
     weights = join.weights([*config.runs, *files])

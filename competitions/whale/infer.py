@@ -21,6 +21,7 @@ from common.engine.settings import this_device
 from common.entry import entry, say
 from common.notes import Notes
 from common.pipeline.ranking import Question
+from common.pipeline.runs import submission_path
 from common.pipeline.vectors import embed
 from common.types import Neighbors
 
@@ -28,7 +29,7 @@ from .config import COMMANDS, criterion_of
 from .data import read
 from .postprocess import Postprocess
 from .ranking import Held, apply, check_unknown, held_question, test_question
-from .results import finish, output, start_run
+from .results import finish, start_run
 from .twins import joined_centers, twin_names
 
 
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> dict[str, float]:
     held = Held.of(data, config)
     check_unknown(held, config.unknown)
     after = Postprocess.of(config.postprocess, data)
-    path = output(config, folder)
+    path = submission_path(config.out, folder)
     device = this_device()
     with distributed.processes():
         say(data.describe())

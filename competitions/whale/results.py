@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.config import load
-from common.engine import distributed
 from common.entry import say
 from common.metrics import score as score_file
 from common.notes import Notes
+from common.pipeline import runs
 from common.pipeline.ranking import Question
 from common.pipeline.scores import inline, score_rows, table
 from common.report.files import Analysis, save_analysis
@@ -43,23 +42,7 @@ MARKED = {  # in the curve of held-out images
 
 def start_run(config: Config, folder: Path, data: Whale, job: str) -> Run:
     """The log of one script in the run folder."""
-    best = [f"valid/{metric}" for metric in ("score", "map5", "recall1")]
-    return Run(
-        folder,
-        asdict(config),
-        config.track,
-        job_type=job,
-        rank=distributed.rank(),
-        best=best if job == "train" else (),
-        default=asdict(load(Config, BASE)),
-        data=data.fingerprint(),
-    )
-
-
-def output(config: Config, folder: Path) -> Path:
-    """The submission file: `out` when it is one, else submission.csv in it or in `folder`."""
-    out = Path(config.out) if config.out else folder
-    return out if out.suffix == ".csv" else out / "submission.csv"
+    return runs.start_run(config, folder, data, job, base=BASE, metrics=("map5", "recall1"))
 
 
 def finish(
