@@ -137,7 +137,7 @@ class Study:
         question = test_question(self.vectors, self.data, self.held)
         ranked = self._rank(question, steps, None)
         seconds = time.perf_counter() - start
-        answers = answer(ranked, question, self.config.unknown, curve, classes)
+        answers = answer(ranked, question, self.config.unknown, curve.threshold, classes)
         test = float(average_precision(answers, self.truth, classes).mean())
         return {"held": curve.value, "test": test, "s": seconds}
 
