@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from common.report.files import KINDS
+from common.report.svg import Svg
 
 # name: (light, dark). Right and wrong also differ in lightness, for readers who do not see red.
 COLORS = {
@@ -322,4 +323,4 @@ def as_svg(figure: Figure, title: str) -> str:
     label = re.sub(r"[^\w ,.:-]", "", title)
     head = f'<svg {size.group() if size else ""} role="img" aria-label="{label}" '
     head += 'stroke-linejoin="round" xmlns:xlink="http://www.w3.org/1999/xlink">'
-    return head + re.sub(r"\s+", " ", inner).strip()
+    return Svg(head + re.sub(r"\s+", " ", inner).strip(), figure)
