@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -91,11 +92,7 @@ def mean_f1(truth: Mapping[str, Any], matches: Mapping[str, Any]) -> float:
         ValueError: `matches` has none of the ids.
     """
     _check_ids(truth, matches, 1)
-    values = []
-    for i, labels in truth.items():
-        true, found = _labels(labels), _labels(matches.get(i))
-        values.append(2 * len(true & found) / max(len(true) + len(found), 1))
-    return math.fsum(values) / len(values) if values else 0.0
+    return _mean([_row_f1(_labels(labels), matches.get(i)) for i, labels in truth.items()])
 
 
 def recall_at_k(truth: Mapping[str, Any], ranked: Mapping[str, Any], k: int = 1) -> float:
@@ -161,7 +158,22 @@ def label_hits(index: Array, query_labels: Array, gallery_labels: Array) -> tupl
 def score(
     metric: str, solution: str | Path, submission: str | Path, *, usage: str | None = None
 ) -> float:
-    """The metric of a submission file against a solution file, as Kaggle scores it.
+    """The metric of a submission file as Kaggle scores it; arguments and errors of `by_query`."""
+    found = by_query(metric, solution, submission, usage=usage)
+    if metric != "gap":
+        return _mean(found["value"])
+    given = np.array([value is not None for value in found["score"]], bool)
+    scores = np.array([value for value in found["score"] if value is not None], np.float64)
+    return gap_arrays(np.array(found["value"], bool)[given], scores, sum(found["known"]))
+
+
+def by_query(
+    metric: str, solution: str | Path, submission: str | Path, *, usage: str | None = None
+) -> dict[str, list[Any]]:
+    """What each query of a submission file adds to its metric, by id ascending.
+
+    `ids` and `value`, whose mean is the metric. Of gap `value` says whether the prediction is
+    right, `score` what it scores (None without one), `known` whether the query has a label.
 
     Args:
         metric: `gap`, `map100`, `map5` or `f1`.
@@ -186,28 +198,28 @@ def score(
         raise ValueError(f"{solution} has no column Usage: score it without --usage {usage}.")
     counted = {
         i: [] if row[column].strip() == "None" else row[column].split()
-        for i, row in rows.items()
+        for i, row in sorted(rows.items())
         if row.get("Usage") != "Ignored" and (not usage or row["Usage"] == usage)
     }
     if not counted:
-        raise ValueError(
-            f"{solution} has no rows to score{f' with Usage {usage}' if usage else ''}."
-        )
+        part = f" with Usage {usage}" if usage else ""
+        raise ValueError(f"{solution} has no rows to score{part}.")
     if metric == "gap":
-        pairs = {i: _label_and_score(row, submission, i) for i, row in answers.items()}
-        return gap(counted, {i: pair for i, pair in pairs.items() if i in counted})
-    if metric == "f1":
-        lists = {i: row[column].split() for i, row in answers.items() if i in counted}
-        return mean_f1(counted, lists)
-    k = 100 if metric == "map100" else 5
+        given = {i: _label_and_score(row, submission, i) for i, row in answers.items()}
+        pairs = [(given.get(i) or (None, None)) for i in counted]
+        right = [pair[0] in labels for pair, labels in zip(pairs, counted.values(), strict=True)]
+        known = [bool(labels) for labels in counted.values()]
+        return {"ids": [*counted], "value": right, "score": [p[1] for p in pairs], "known": known}
     # Row by row: the lists of 118,000 queries at once are a gigabyte of strings.
-    return _mean(
-        [
-            _precision(set(items), answers[i][column].split() if i in answers else (), k)
-            for i, items in counted.items()
-            if items
-        ]
-    )
+    asked, value = counted, _row_f1
+    if metric == "f1":
+        _check_ids(counted, {i: () for i in answers if i in counted}, 1)
+    else:
+        asked = {i: items for i, items in counted.items() if items}
+        value = partial(_precision, k=100 if metric == "map100" else 5)
+    words = (answers[i][column].split() if i in answers else () for i in asked)
+    values = [value(set(asked[i]), row) for i, row in zip(asked, words, strict=True)]
+    return {"ids": list(asked), "value": values}
 
 
 def _label_and_score(row: dict[str, str], path: str | Path, i: str) -> tuple[str, float] | None:
@@ -231,6 +243,11 @@ def _precision(relevant: set[Any], ranked: Any, k: int) -> float:
     """Average precision at `k` of one query that has relevant items."""
     ranks = [rank for rank, item in enumerate(_top(ranked, k), 1) if item in relevant]
     return sum(n / rank for n, rank in enumerate(ranks, 1)) / min(len(relevant), k)
+
+
+def _row_f1(true: set[Any], answered: Any) -> float:
+    found = _labels(answered)
+    return 2 * len(true & found) / max(len(true) + len(found), 1)
 
 
 def _mean(values: list[float]) -> float:

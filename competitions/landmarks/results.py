@@ -11,7 +11,6 @@ import numpy as np
 
 from common.entry import say
 from common.metrics import map_at_k
-from common.metrics import score as score_file
 from common.notes import Notes
 from common.pipeline import runs
 from common.pipeline.ranking import Question
@@ -19,6 +18,7 @@ from common.pipeline.scores import inline, score_rows, table
 from common.report.files import Analysis, save_analysis
 from common.report.matches import show_matches
 from common.report.page import write_report
+from common.report.queries import Queries, of_files, save_queries
 from common.retrieval.search import search
 from common.submission import check, write
 from common.track import Run
@@ -82,6 +82,7 @@ def finish(
         joined: run folders of an ensemble, whose scores are shown above its own.
     """
     scores: dict[str, float] = {}
+    parts: dict[str, Queries] = {}
     analysis = Analysis()
     for task, path in paths.items():
         metric, name = METRICS[task]
@@ -90,18 +91,20 @@ def finish(
         submit(task, question, found, data, path)
         solution = data.solution(task)
         if solution is not None:
-            scores[f"test/{metric}"] = score_file(metric, solution, path)
+            parts[f"test/{metric}"] = of_files(metric, solution, path)
+            scores[f"test/{metric}"] = parts[f"test/{metric}"].metric()
         if held is not None:
             notes = Notes()  # of images whose truth is known
             asked, known = answer(task, True, notes)
             scores[f"held-out/{metric}"] = score(task, asked, known)
             part = recognition_analysis if task == "recognition" else retrieval_analysis
-            part(asked, known, data, held, analysis, run)
+            parts[f"held-out/{metric}"] = part(asked, known, data, held, analysis, run)
             question = asked
         show_matches(notes, question)
         analysis.notes[task] = asdict(notes)
         say(f"{task}: {path} passes the check" + inline(scores, metric, name))
     run.summary(**scores)
+    save_queries(folder, parts)
     analysis.scores = score_rows(
         folder, scores, [Path(other) for other in joined], dict(METRICS.values())
     )
@@ -134,8 +137,8 @@ def recognition_analysis(
     held: Held,
     analysis: Analysis,
     run: Run,
-) -> None:
-    """Scores of right, wrong and non-landmark predictions; queries with their nearest images."""
+) -> Queries:
+    """The queries; scores of right, wrong and non-landmark predictions, the nearest images."""
     assert asked.truth is not None
     best, labels = top_label(found), asked.gallery_labels.numpy()
     kinds, values, counts = [], [], []
@@ -166,6 +169,12 @@ def recognition_analysis(
             row | {"note": note, "score": None if guess is None else guess[1], "right": right}
         )
     run.table("recognition", rows)
+    return Queries(
+        asked.queries.ids,
+        np.array([row["right"] for row in rows]),
+        np.array([row["score"] for row in rows], np.float64),  # None becomes NaN
+        asked.truth >= 0,
+    )
 
 
 def retrieval_analysis(
@@ -175,8 +184,8 @@ def retrieval_analysis(
     held: Held,
     analysis: Analysis,
     run: Run,
-) -> None:
-    """Average precision of each query; queries with their first results."""
+) -> Queries:
+    """The queries with their average precision; their first results."""
     assert asked.truth is not None
     assert asked.relevant is not None
     names, rows, values, counts = asked.gallery.ids, [], [], []
@@ -190,6 +199,7 @@ def retrieval_analysis(
         rows.append(row | {"ap": values[-1]})
     analysis.retrieval = {"ap": values, "relevant": counts, "name": "AP@100"}
     run.table("retrieval", rows)
+    return Queries(asked.queries.ids, np.array(values))
 
 
 def _row(

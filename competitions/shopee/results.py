@@ -13,6 +13,7 @@ from common.pipeline import runs
 from common.pipeline.scores import inline, score_rows, table
 from common.report.files import Analysis, save_analysis
 from common.report.page import write_report
+from common.report.queries import Queries, of_files, save_queries
 from common.rerank.graph import size_shares
 from common.rerank.transfer import Choice, Cut, MatchConfig, choose_cut, kept
 from common.submission import check, write
@@ -70,18 +71,24 @@ def finish(
     if problems:
         raise ValueError(f"{path} would be rejected: {'; '.join(map(str, problems))}")
     scores: dict[str, float] = {}
+    parts: dict[str, Queries] = {}
     if choice.cut.f1 is not None:
         scores["held-out/f1"] = choice.cut.f1
     solution = data.solution()
     if solution is not None:
-        scores["test/f1"] = score_file("f1", solution, path)
+        parts["test/f1"] = of_files("f1", solution, path)
+        scores["test/f1"] = parts["test/f1"].metric()
     singles = alone(pools, config.threshold, shares, solution, folder)
     say(told(choice, path, answer) + inline(scores, "f1", "F1"))
-    if held is not None and known is not None:
+    if held is not None and known is not None and held.truth is not None:
+        best = kept(known, choice.cut, config.threshold.most)
+        asked = held.table.ids[held.truth.asked]
+        parts["held-out/f1"] = Queries(asked, held.truth.row_f1(best))
         analyse(analysis, held, known, choice, config.threshold, run, data)
         found_alone(held, {name: cut for name, cut, _ in singles}, notes, run, data)
     analysis.notes["shopee"] = asdict(notes)
     run.summary(**scores)
+    save_queries(folder, parts)
     runs = score_rows(folder, scores, [Path(other) for other in joined], NAMES)
     analysis.scores = [*(row for _, _, row in singles), *runs]
     save_analysis(folder, analysis)

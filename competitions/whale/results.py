@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from common.entry import say
-from common.metrics import score as score_file
 from common.notes import Notes
 from common.pipeline import runs
 from common.pipeline.ranking import Question
@@ -19,6 +18,7 @@ from common.pipeline.scores import inline, score_rows, table
 from common.report.files import Analysis, save_analysis
 from common.report.matches import show_matches
 from common.report.page import write_report
+from common.report.queries import Queries, of_files, save_queries
 from common.rerank.curves import Curve
 from common.submission import check, write
 from common.track import Run
@@ -70,6 +70,7 @@ def finish(
         joined: run folders of an ensemble, whose scores are shown above its own.
     """
     scores: dict[str, float] = {}
+    parts: dict[str, Queries] = {}
     analysis, notes = Analysis(), Notes()
     classes, curve = len(data.classes), None
     lists = []
@@ -77,7 +78,7 @@ def finish(
         asked, known = find(True, notes)
         lists.append((asked.queries.ids, known))
         curve = curve_of(known, asked, config.unknown)
-        scores |= analyse(config, asked, known, curve, data, after, analysis, run)
+        scores |= analyse(config, asked, known, curve, data, after, analysis, run, parts)
     question, found = find(False, Notes() if held is not None else notes)
     write_lists(folder / "lists.csv", [(question.queries.ids, found), *lists], data)
     threshold = threshold_of(found, question, config.unknown, curve, classes)
@@ -90,7 +91,8 @@ def finish(
     first = float((answers.index[:, 0] == classes).float().mean())
     solution = data.solution()
     if solution is not None:
-        scores["test/map5"] = score_file("map5", solution, path)
+        parts["test/map5"] = of_files("map5", solution, path)
+        scores["test/map5"] = parts["test/map5"].metric()
     for remark in after.remarks:
         say(remark)
     notes.remarks += after.remarks
@@ -101,6 +103,7 @@ def finish(
     show_matches(notes, question if held is None else asked)
     analysis.notes["whale"] = asdict(notes)
     run.summary(**scores)
+    save_queries(folder, parts)
     analysis.scores = score_rows(folder, scores, [Path(other) for other in joined], NAMES)
     save_analysis(folder, analysis)
     page = write_report(folder)
@@ -118,14 +121,19 @@ def analyse(
     after: Postprocess,
     analysis: Analysis,
     run: Run,
+    parts: dict[str, Queries],
 ) -> dict[str, float]:
-    """Held-out scores; threshold curve, MAP@5 by number of images, queries with their answers."""
+    """Held-out scores; threshold curve, MAP@5 by number of images, queries with their answers.
+
+    MAP@5 of each query goes into `parts`.
+    """
     assert asked.truth is not None
     truth, classes = asked.truth, len(data.classes)
     threshold = threshold_of(found, asked, config.unknown, curve, classes)
     answers = answer(found, asked, config.unknown, threshold, classes)
     answers = after.apply(answers, asked.queries.ids, test=False)
     values = average_precision(answers, truth, classes)
+    parts["held-out/map5"] = Queries(asked.queries.ids, values)
     known = truth >= 0
     right = found.index[:, 0].numpy() == truth
     analysis.words = wording(data.unknown)
