@@ -15,9 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from common.config import ConfigError
 from common.engine.checkpoint import load_tree
 from common.submission import check
 from common.types import Embeddings
+from competitions.landmarks.ranking import score
+from competitions.landmarks.study import Study
 
 ROOT = Path(__file__).parents[1]
 # A net of 0.4 M weights at 32 px: seconds on one core. Untrained, so scores mean nothing here.
@@ -204,6 +207,28 @@ def test_infer_again_does_not_embed_again(trained):
     run("infer", f"run={folder}")
     assert path.stat().st_mtime_ns == stamp
     assert submissions(folder) == before
+
+
+@pytest.mark.parametrize("task", ["recognition", "retrieval"])
+def test_a_study_scores_steps_as_infer_does(trained, task):
+    folder, _ = trained
+    metric = {"recognition": "gap", "retrieval": "map100"}[task]
+    summary = json.loads((folder / "summary.json").read_text())
+    study, steps = Study.of(folder), PLAIN[task == "retrieval"].partition("=")[2]
+    found = study.table(task, {"as infer": steps, "again": steps})
+    assert found["held-out"].tolist() == [round(summary[f"held-out/{metric}"], 4)] * 2
+    assert found["test"].tolist() == [round(summary[f"test/{metric}"], 4)] * 2
+    assert found["change"].tolist() == [0.0, 0.0]
+    one = study.scores(task, "[{name: knn, k: 1}, {name: vote, top: 1}]")
+    assert one["held-out"] == score(task, *study.answer(task, "[{name: knn, k: 1}, {name: vote}]"))
+
+
+def test_a_study_needs_something_held_out(trained, root, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "all")
+    config = tmp_path / "all" / "config.yaml"
+    config.write_text(config.read_text().replace("fold: 0", "fold: -1"))
+    with pytest.raises(ConfigError, match="holds no images out"):
+        Study.of(tmp_path / "all")
 
 
 def kill_when(condition, arguments):

@@ -17,6 +17,7 @@ from common.config import ConfigError, load
 from common.submission import check as check_file
 from competitions.shopee import ensemble, infer, train
 from competitions.shopee.config import BASE, COMMANDS, Config, check
+from competitions.shopee.study import Study
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -149,6 +150,20 @@ def test_ensembles_by_embeddings_scores_and_votes(root, runs, capsys):
         if by != "embeddings":
             assert "weights by" in said
     assert "text 0.67" in said
+
+
+def test_a_study_scores_steps_as_the_scripts_do(root, runs, tmp_path):
+    steps = "[{name: concat}, {name: union}]"
+    out = tmp_path / "both"
+    call("ensemble", f"runs=[{runs / 'image'},{runs / 'text'}]", f"out={out}", f"matching={steps}",
+        "tfidf.kinds=[word]")  # fmt: skip
+    summary = json.loads((out / "summary.json").read_text())
+    study = Study.of(runs / "image", runs / "text")
+    found = study.table({"both": steps, "pictures": "[{name: nearest, of: image}]"})
+    assert found.loc["both", "held-out"] == round(summary["held-out/f1"], 4)
+    assert found.loc["both", "test"] == round(summary["test/f1"], 4)
+    weighted = study.scores(steps, by="weighted")
+    assert weighted["held-out"] <= study.scores(steps)["held-out"]
 
 
 def test_a_hidden_test_of_three_rows_and_of_one(root, runs, tmp_path, capsys):

@@ -30,6 +30,7 @@ from competitions.whale.data import DataConfig, read
 from competitions.whale.infer import main as infer_script
 from competitions.whale.material import Material
 from competitions.whale.ranking import Held, average_precision
+from competitions.whale.study import Study
 from competitions.whale.train import main as train_script
 from competitions.whale.train import train
 from competitions.whale.twins import doubled, joined_centers, twin_names
@@ -143,6 +144,20 @@ def test_share_of_unknown_answers_is_the_wished_one(root, trained):
     run("infer", f"run={trained}", f"out={out}", "unknown={by: share, value: 0.5}")
     first = pd.read_csv(out).Id.str.split().str[0]
     assert (first == "new_whale").mean() == pytest.approx(0.5, abs=0.08)
+
+
+def test_a_study_scores_steps_as_infer_does(trained):
+    steps = "[{name: knn}, {name: vote, top: 50, power: 1.0, reduce: max}]"
+    run("infer", f"run={trained}", f"ranking={steps}")
+    summary = json.loads((trained / "summary.json").read_text())
+    study = Study.of(trained)
+    found = study.table({"as infer": steps, "class centres": "[{name: class_centers}]"})
+    assert found.loc["as infer", "held-out"] == round(summary["held-out/map5"], 4)
+    assert found.loc["as infer", "test"] == round(summary["test/map5"], 4)
+    assert found.loc["class centres", "change"] == pytest.approx(
+        found.loc["class centres", "held-out"] - found.loc["as infer", "held-out"], abs=2e-4
+    )
+    assert study.curve(steps).value == pytest.approx(summary["held-out/map5"])
 
 
 def test_a_copied_folder_works_under_its_own_name(root, tmp_path):

@@ -12,7 +12,7 @@ import functools
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,30 @@ def sheet(
             first = _caption(entry) if column else "query"
             _write(draw, (x, y + head + side + 3), first, side, color)
             _write(draw, (x, y + head + side + 19), str(entry.get("label", "")), side, "muted")
+    return page
+
+
+def album(groups: Mapping[str, Sequence[Row]], *, side: int = 110, across: int = 8) -> Image.Image:
+    """Pictures in lines under their group's heading, each with its `title` below if it has one.
+
+    Args:
+        groups: heading -> entries `{path, box, title}`, the last two optional.
+        side: of a picture in pixels.
+        across: pictures of a line; further ones are left out.
+    """
+    gap, head = 8, 22
+    foot = 18 if any(entry.get("title") for row in groups.values() for entry in row) else 0
+    columns = max((min(len(row), across) for row in groups.values()), default=1)
+    tall = head + side + foot + gap
+    page = Image.new("RGB", (columns * (side + gap) + gap, len(groups) * tall + gap), "#ffffff")
+    draw = ImageDraw.Draw(page)
+    for line, (heading, row) in enumerate(groups.items()):
+        y = gap + line * tall
+        _write(draw, (gap, y), heading, page.width - 2 * gap, "ink", 14)
+        for column, entry in enumerate(row[:across]):
+            x = gap + column * (side + gap)
+            page.paste(tile(entry, side=side, color="grid"), (x, y + head))
+            _write(draw, (x, y + head + side + 2), str(entry.get("title", "")), side, "muted", 11)
     return page
 
 

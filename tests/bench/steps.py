@@ -13,33 +13,17 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 
 from common.entry import keep_pages
 from common.environment import machine
-from common.metrics import score as score_file
-from common.pipeline.ranking import Question
-from common.pipeline.vectors import Vectors, load
 from common.steps import Step
-from common.submission import write
-from competitions.landmarks.config import COMMANDS
-from competitions.landmarks.data import Landmarks, read
-from competitions.landmarks.ranking import (
-    Held,
-    apply,
-    held_question,
-    score,
-    test_question,
-    top_label,
-    top_names,
-)
 from competitions.landmarks.results import METRICS
+from competitions.landmarks.study import Study
 from competitions.landmarks.train import __file__ as script
 
 OUT = Path("runs/bench_steps")
@@ -122,46 +106,6 @@ def trained(seed: int, arguments: list[str]) -> Path:
     return folder
 
 
-class Study:
-    """One seed's embeddings, ranked and scored by any chain."""
-
-    def __init__(self, folder: Path) -> None:
-        config = COMMANDS.infer("", [f"run={folder}"])
-        self.data: Landmarks = read(config.data)
-        held = Held.of(self.data, config)
-        assert held is not None, "something must be held out"
-        self.held: Held = held
-        self.vectors: Vectors = load(folder, self.data.tables(), self.data.classes)
-
-    def scores(self, task: str, steps: list[Step]) -> dict[str, float]:
-        """Held-out and test score of a chain, and its seconds on the test images."""
-        asked = held_question(task, self.vectors, self.held)
-        held = score(task, asked, self._rank(asked, steps, self.held))
-        asked, start = test_question(task, self.vectors, self.data), time.perf_counter()
-        found = self._rank(asked, steps, None)
-        seconds = time.perf_counter() - start
-        rows: list[Any]
-        if task == "recognition":
-            rows = [b and (str(self.data.classes[b[0]]), b[1]) for b in top_label(found)]
-        else:
-            rows = top_names(found, asked.gallery.ids)
-        path, solution = OUT / f"{task}.csv", self.data.solution(task)
-        assert solution is not None, "the data folder has no solution files"
-        write(f"landmarks-{task}", asked.queries.ids, rows, path)
-        return {"held": held, "test": score_file(METRICS[task][0], solution, path), "s": seconds}
-
-    def _rank(self, asked: Question, steps: list[Step], held: Held | None) -> Any:
-        return apply(
-            steps,
-            asked,
-            self.vectors,
-            self.data,
-            held,
-            cache=OUT / "cache",
-            device=torch.device("cpu"),
-        )
-
-
 def main() -> None:
     """Print one table per task, rows in the order of their held-out gain."""
     keep_pages()
@@ -169,7 +113,7 @@ def main() -> None:
     options = dict(a.split("=", 1) for a in sys.argv[1:] if a.startswith(OPTIONS))
     arguments = [a for a in sys.argv[1:] if not a.startswith(OPTIONS)]
     seeds = [int(seed) for seed in options.get("seeds", "0,1,2").split(",")]
-    studies = [Study(trained(seed, arguments)) for seed in seeds]
+    studies = [Study.of(trained(seed, arguments)) for seed in seeds]
     for task, rows in ROWS.items():
         if options.get("task", task) != task:
             continue
@@ -182,18 +126,19 @@ def main() -> None:
             found = [study.scores(task, steps_of(text)) for study in studies]
             gains = {
                 key: [f[key] - p[key] for f, p in zip(found, plain, strict=True)]
-                for key in ("held", "test")
+                for key in ("held-out", "test")
             }
             cells = [
                 spread([f["test"] for f in found]),
                 signed(gains["test"]),
-                signed(gains["held"]),
+                signed(gains["held-out"]),
             ]
-            seconds = statistics.mean(f["s"] for f in found)
-            lines.append((statistics.mean(gains["held"]), label, [*cells, f"{seconds:.1f}"]))
+            seconds = statistics.mean(f["seconds"] for f in found)
+            lines.append((statistics.mean(gains["held-out"]), label, [*cells, f"{seconds:.1f}"]))
             print(f"{task}: {label}: {' | '.join(lines[-1][2])}", flush=True)
         print(f"\n| {task} | {name} | change | change, held out | s |\n|---|---|---|---|---|")
-        print(f"| plain cosine | {spread([p['test'] for p in plain])} | | | {plain[0]['s']:.1f} |")
+        first = spread([p["test"] for p in plain])
+        print(f"| plain cosine | {first} | | | {plain[0]['seconds']:.1f} |")
         for _, label, cells in sorted(lines, reverse=True):
             print(f"| {label} | {' | '.join(cells)} |")
         print()

@@ -21,10 +21,8 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import yaml
 
@@ -33,20 +31,9 @@ from common.engine.extract import ViewConfig, embed_table
 from common.engine.settings import this_device
 from common.entry import keep_pages
 from common.environment import machine
-from common.pipeline.vectors import Vectors, load
-from common.steps import Step
+from common.pipeline.vectors import Vectors
 from common.types import Embeddings
-from competitions.whale.config import COMMANDS, Config
-from competitions.whale.data import Whale, read
-from competitions.whale.ranking import (
-    Held,
-    answer,
-    apply,
-    average_precision,
-    curve_of,
-    held_question,
-    test_question,
-)
+from competitions.whale.study import Study
 from tests.bench.landmarks import fine_tuned
 from tests.bench.steps import signed, spread, steps_of
 
@@ -82,7 +69,7 @@ RANKINGS = {
 JOINED = ("default", "twin classes", "ArcFace and triplet")
 ENSEMBLES = ("embeddings", "scores", "ranks", "stacked")
 
-Scores = dict[str, float]  # held: MAP@5 at the threshold chosen there; test: at the same threshold
+Scores = dict[str, float]  # held-out: MAP@5 at the threshold chosen there; test: at the same
 
 
 def script(name: str, *arguments: str) -> None:
@@ -106,53 +93,6 @@ def trained(name: str, seed: int, arguments: list[str]) -> Path:
     return folder
 
 
-class Study:
-    """Embeddings of one recipe and seed, answered and scored by any chain."""
-
-    def __init__(self, config: Config, vectors: Vectors, data: Whale, held: Held) -> None:
-        self.config, self.vectors, self.data, self.held = config, vectors, data, held
-        solution = data.solution()
-        assert solution is not None, "the data folder has no solution.csv"
-        names = pd.read_csv(solution, dtype=str).set_index("Image")["Id"]
-        rows = names.loc[data.test.ids].to_numpy(np.str_)
-        place = np.searchsorted(data.classes, rows).clip(max=len(data.classes) - 1)
-        self.truth = np.where(data.classes[place] == rows, place, -1)
-
-    @classmethod
-    def of(cls, folder: Path) -> Study:
-        """The study of a run folder."""
-        config = COMMANDS.infer("", [f"run={folder}"])
-        data = read(config.data)
-        held = Held.of(data, config)
-        assert held is not None, "something must be held out"
-        tables = {"train": data.train, "test": data.test}
-        return cls(config, load(folder, tables, data.classes), data, held)
-
-    def scores(self, steps: list[Step]) -> Scores:
-        """MAP@5, held out and test, and the seconds of the test."""
-        asked = held_question(self.vectors, self.held)
-        found = self._rank(asked, steps, self.held)
-        curve, classes = curve_of(found, asked, self.config.unknown), len(self.data.classes)
-        start = time.perf_counter()
-        question = test_question(self.vectors, self.data, self.held)
-        ranked = self._rank(question, steps, None)
-        seconds = time.perf_counter() - start
-        answers = answer(ranked, question, self.config.unknown, curve.threshold, classes)
-        test = float(average_precision(answers, self.truth, classes).mean())
-        return {"held": curve.value, "test": test, "s": seconds}
-
-    def _rank(self, asked: Any, steps: list[Step], held: Held | None) -> Any:
-        return apply(
-            steps,
-            asked,
-            self.vectors,
-            self.data,
-            held,
-            cache=OUT / "cache",
-            device=this_device(),
-        )
-
-
 def peer(like: Study, seed: int, minutes: float) -> Scores:
     """Scores of the peer after so many minutes; 0 is the frozen backbone."""
     folder = OUT / (f"peer-{seed}" if minutes else "frozen")
@@ -166,7 +106,7 @@ def peer(like: Study, seed: int, minutes: float) -> Scores:
         for name, rows in parts.items():
             embed_table(model, rows, view, transform, this_device()).save(paths[name])
     vectors = Vectors(**{name: Embeddings.load(path) for name, path in paths.items()})
-    return Study(like.config, vectors, like.data, like.held).scores(steps_of(PLAIN))
+    return Study(like.config, vectors, like.data, like.held, like.cache).scores(steps_of(PLAIN))
 
 
 def joined(by: str, seed: int, folders: list[Path]) -> Scores:
@@ -177,7 +117,7 @@ def joined(by: str, seed: int, folders: list[Path]) -> Scores:
     script("ensemble", f"runs=[{runs}]", f"ensemble.by={by}", f"out={out}")
     found = json.loads((out / "summary.json").read_text())
     held, test = found["held-out/map5"], found["test/map5"]
-    return {"held": held, "test": test, "s": time.perf_counter() - start}
+    return {"held-out": held, "test": test, "seconds": time.perf_counter() - start}
 
 
 def main() -> None:
@@ -230,7 +170,7 @@ def report(rows: dict[str, list[Scores]], minutes: dict[str, list[float]]) -> st
     ]
     for name, found in rows.items():
         cells = []
-        for key in ("test", "held"):
+        for key in ("test", "held-out"):
             values = [f[key] for f in found]
             change = [f[key] - d[key] for f, d in zip(found, rows["default"], strict=True)]
             cells += [spread(values), "" if name == "default" else signed(change)]
