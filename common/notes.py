@@ -18,6 +18,7 @@ class Notes:
         matches: pairs of images with their local matches: `{query, gallery, inliers, ...}`.
         numbers: figures worth a line, such as the recall of an approximate search.
         remarks: sentences worth a line, such as which index was picked and why.
+        seconds: by step, how long it took.
     """
 
     calibration: dict[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -25,3 +26,8 @@ class Notes:
     matches: list[Mapping[str, Any]] = field(default_factory=list)
     numbers: dict[str, float] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def took(self, step: str, seconds: float) -> None:
+        """Add to the time of a step: one that runs twice counts twice."""
+        self.seconds[step] = self.seconds.get(step, 0.0) + seconds

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -31,7 +32,7 @@ def catalog(*modules: ModuleType) -> dict[str, Callable[..., Any]]:
                 and not name.startswith("_")
                 and (inspect.isclass(value) or inspect.isfunction(value))
             ):
-                found[_snake(name)] = value
+                found[step_name(name)] = value
     return found
 
 
@@ -85,11 +86,12 @@ def bind(
 
 def chain(
     steps: Sequence[Step], known: Mapping[str, Callable[..., Any]], available: set[str], where: str
-) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+) -> Callable[..., dict[str, Any]]:
     """The steps as one function from state to state, checked against what will be `available`.
 
     A step maps its first argument: its result replaces that entry of the state, a tuple replaces
     as many leading arguments, and `Neighbors` always become `neighbors`. The given state stays.
+    A second argument of the function is told each step's name and seconds.
 
     Raises:
         ConfigError: at once, for a step that is unknown, badly set, or needs what nothing makes,
@@ -110,10 +112,15 @@ def chain(
     if "neighbors" not in made:
         raise ConfigError(f"{where}: ends without neighbors, add for example {{name: knn, k: 100}}")
 
-    def run(state: Mapping[str, Any]) -> dict[str, Any]:
+    def run(
+        state: Mapping[str, Any], took: Callable[[str, float], None] | None = None
+    ) -> dict[str, Any]:
         current = dict(state)
         for call in bound:
+            start = time.perf_counter()
             result = call(current)
+            if took is not None:
+                took(call.__name__, time.perf_counter() - start)
             if isinstance(result, Neighbors):
                 current["neighbors"] = result
                 continue
@@ -146,7 +153,7 @@ def _parameters(target: Callable[..., Any], *, wanted: bool) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if (p.default is not p.empty) == wanted}
 
 
-def _snake(name: str) -> str:
+def step_name(name: str) -> str:
     """YAML name: SubCenterArcFace -> sub_center_arcface, TripletLoss -> triplet."""
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
     return snake.replace("_face", "face").removesuffix("_loss")

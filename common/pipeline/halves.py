@@ -22,7 +22,7 @@ def by_halves(question: Question, answer: Answer, notes: Notes) -> Neighbors:
 
     Held-out images are the only labelled ones that the backbone has not been trained on, and those
     that a step learns from must not be those that it is scored on. No identity is in both halves.
-    What the steps note is of the second half; the pairs of matches are of both.
+    What the steps note is of the second half; the pairs of matches and seconds are of both.
 
     Args:
         question: with truth, and groups where what the gallery lacks shall not be split either.
@@ -52,6 +52,8 @@ def by_halves(question: Question, answer: Answer, notes: Notes) -> Neighbors:
         for name in ("importances", "numbers", "calibration"):
             getattr(notes, name).update(getattr(own, name))
         notes.remarks.extend(own.remarks)
+        for step, seconds in own.seconds.items():
+            notes.took(step, seconds)
     order = torch.from_numpy(np.argsort(np.concatenate([rows for rows, _ in parts])))
     width = max(found.index.shape[1] for _, found in parts)
     index = torch.cat([_wide(found.index, width, -1) for _, found in parts])

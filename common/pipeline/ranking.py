@@ -99,9 +99,11 @@ def apply(
         cache: folder for local features and matches.
         device: where networks run.
         pair_head: the run's trained comparison of two vectors, or None.
-        more: further entries of the state: `askers`, see `common.pipeline.halves`.
+        more: further entries of the state: `askers`, see `common.pipeline.halves`, or `neighbors`
+            that the steps go on from.
         notes: filled with what the steps found out.
     """
+    notes = Notes() if notes is None else notes
     state: dict[str, Any] = {
         "queries": question.queries,
         "gallery": question.gallery,
@@ -121,10 +123,11 @@ def apply(
         **dict.fromkeys(("askers", "asker_labels", "asker_paths", "asker_boxes")),
         "cache": cache,
         "device": device,
-        "notes": Notes() if notes is None else notes,
+        "notes": notes,
         **(more or {}),
     }
-    neighbors: Neighbors = chain(steps, STEPS, STATE, "steps")(state)["neighbors"]
+    answer = chain(steps, STEPS, STATE | set(more or {}), "steps")
+    neighbors: Neighbors = answer(state, notes.took)["neighbors"]
     return neighbors
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from common import blend
+from common.clock import Clock
 from common.data import augment
 from common.engine import distributed
 from common.engine.checkpoint import fingerprint, load_lasting, load_tree, save_tree
@@ -70,6 +71,7 @@ def embed(
     device: torch.device,
     *,
     change: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    clock: Clock | None = None,
 ) -> Vectors:
     """The embeddings of every table by a run's weights; files that are finished are only read.
 
@@ -83,7 +85,9 @@ def embed(
         device: where the model runs.
         change: made of the `(C, K, D)` centres before they are kept, where classes or vectors are
             not those of training.
+        clock: times each table.
     """
+    clock = Clock() if clock is None else clock
     weights = folder / "weights.safetensors"
     tree = load_tree(weights)
     known = decode_strings(tree["classes"])
@@ -99,7 +103,9 @@ def embed(
         if table is None:
             continue
         path = folder / "embeddings" / f"{name}.safetensors"
-        vectors[name] = extract(model, table, path, view, transform, device, card=card)
+        done = "read" if path.is_file() else "embed"
+        with clock(f"{done} {name}", len(table)):
+            vectors[name] = extract(model, table, path, view, transform, device, card=card)
         if lost := vectors[name].card["unreadable"]:
             zero = (~vectors[name].vectors.any(1)).nonzero()
             fate = (

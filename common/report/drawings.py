@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from common.report import plots, plots_ranking
+from common.report import plots, plots_matching, plots_ranking
 from common.report.files import WORDS
 
 Json = dict[str, Any]
@@ -126,6 +126,38 @@ def thresholds(items: Sequence[Json]) -> list[Drawing]:
             str(item.get("caption", "")),
         )
         for item in items
+    ]
+
+
+def pairs(items: Sequence[Json]) -> list[Drawing]:
+    """Scores of matches and non-matches."""
+    return [
+        Drawing(str(item["title"]), Markup(plots_matching.apart(item)), str(item["caption"]))
+        for item in items
+        if item
+    ]
+
+
+def stages(rows: Sequence[Json], summary: Json) -> list[Json]:
+    """`{stage, seconds, rows, rate, share, within}`: training, then each stage of the script.
+
+    `share` is of the longest stage, in percent.
+    """
+    found = []
+    if isinstance(summary.get("minutes"), int | float) and summary["minutes"] > 0:
+        found.append({"stage": "training", "seconds": 60 * summary["minutes"]})
+    found += [row for row in rows if isinstance(row.get("seconds"), int | float)]
+    longest = max([row["seconds"] for row in found] + [1e-9])
+    return [
+        {
+            "stage": str(row.get("stage", "")),
+            "seconds": row["seconds"],
+            "rows": row.get("rows") or None,
+            "rate": row["rows"] / row["seconds"] if row.get("rows") and row["seconds"] else None,
+            "share": round(100 * row["seconds"] / longest, 2),
+            "within": bool(row.get("within")),
+        }
+        for row in found
     ]
 
 

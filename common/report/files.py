@@ -51,7 +51,10 @@ class Analysis:
         words: wording of the page where it is not that of `WORDS`.
         thresholds: curves `{title, x, series: {name: y}}` with optional `x_label, y_label, chosen`
             and `caption`: F1 by threshold, MAP@5 by the threshold of new_whale.
+        pairs: histograms of scores of matches and non-matches, `report.separation.counted`.
+        stages: how long each took, `Clock.rows`.
         notes: what the ranking steps of each task found, the fields of `common.notes.Notes`.
+        sections: parts of the page behind the built-in ones, the fields of `report.page.Section`.
         commands: commands that reproduce the result, after the one that the run recorded itself.
     """
 
@@ -61,7 +64,10 @@ class Analysis:
     retrieval: dict[str, Any] = field(default_factory=dict)
     words: dict[str, str] = field(default_factory=dict)
     thresholds: list[dict[str, Any]] = field(default_factory=list)
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    stages: list[dict[str, Any]] = field(default_factory=list)
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sections: list[dict[str, Any]] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from common.report.files import KINDS
+from common.report.separation import bins
 from common.report.svg import Svg
 
 # name: (light, dark). Right and wrong also differ in lightness, for readers who do not see red.
@@ -97,6 +99,8 @@ def curves(
     figure, (axes,) = panels()
     for place, (name, (x, y)) in enumerate(series.items()):
         across, up = np.asarray(x, float), np.asarray(y, float)
+        rows = extremes(up)
+        across, up = across[rows], up[rows]
         color = COLORS[SERIES[place % len(SERIES)]][0]
         few = np.isfinite(up).sum() <= 40
         axes.plot(
@@ -123,6 +127,19 @@ def curves(
     axes.xaxis.set_major_formatter(FuncFormatter(_short))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=x_label in ("step", "epoch")))
     return as_svg(figure, f"{y_label} over {x_label}")
+
+
+def extremes(values: np.ndarray, most: int = 1000) -> np.ndarray:
+    """Rows that draw a long line as it looks: the ends, the lowest and highest of each stretch."""
+    if len(values) <= most:
+        return np.arange(len(values))
+    cuts = np.linspace(0, len(values), most // 2).astype(int)
+    kept = [0, len(values) - 1]
+    for start, end in itertools.pairwise(cuts.tolist()):
+        part = values[start:end]
+        if np.isfinite(part).any():
+            kept += [start + int(np.nanargmin(part)), start + int(np.nanargmax(part))]
+    return np.unique(kept)
 
 
 def gap_curve(
@@ -171,43 +188,48 @@ def score_histogram(
     scores, kinds = np.asarray(score, float), np.asarray(kind, dtype=np.str_)
     figure, drawn = panels(2, height=4.3, ratios=(1.25, 1)) if gap else panels()
     upper = drawn[0]
-    bins = np.linspace(scores.min(), scores.max() + 1e-9, 41)
-    middle = float(np.median(np.abs(scores)))
-    skewed = 0 < 20 * middle < np.abs(scores).max()
-    if skewed:  # powers of votes: linear up to the median, then logarithmic
-        low, high = np.arcsinh(bins[[0, -1]] / middle).tolist()
-        bins = middle * np.sinh(np.linspace(low, high, 41))
+    edges, middle = bins(scores, scores, 40)
     present = [name for name in KINDS if (kinds == name).any()]
     upper.hist(
-        [scores[kinds == name] for name in present], bins=bins, stacked=True, rwidth=0.92,
+        [scores[kinds == name] for name in present], bins=edges, stacked=True, rwidth=0.92,
         color=[COLORS[_KIND_COLOR[name]][0] for name in present],
         label=[
             plain_text(f"{none if name == 'none' else name} ({(kinds == name).sum():,})")
             for name in present
         ],
     )  # fmt: skip
-    if threshold is not None and bins[0] <= threshold <= bins[-1]:
-        upper.axvline(threshold, color=COLORS["ink"][0], linestyle=(0, (4, 3)), linewidth=1.2)
-        left = threshold > bins.mean()
-        upper.annotate(
-            f"threshold {threshold:.3g}", (threshold, 0.99), (-5 if left else 5, 0),
-            textcoords="offset points", xycoords=("data", "axes fraction"), va="top",
-            ha="right" if left else "left", color=COLORS["ink"][0],
-        )  # fmt: skip
-        upper.margins(y=0.14)
+    mark_threshold(upper, threshold, edges)
     if gap:
         _gap_panel(drawn[1], scores, kinds, positives)
         drawn[1].sharex(upper)
         upper.tick_params(labelbottom=False)
-    if skewed:
-        lowest = drawn[-1]
-        lowest.set_xscale("asinh", linear_width=middle)
-        decades = 10.0 ** np.arange(np.ceil(np.log10(middle)), np.log10(bins[-1]))
-        lowest.set_xticks([0.0, *decades], [f"{tick:g}" for tick in (0.0, *decades)])
-        lowest.minorticks_off()
-        lowest.set_xlim(bins[0], bins[-1])
+    if middle is not None:
+        decades_across(drawn[-1], edges, middle)
     label_axes(upper, "" if gap else "score of the prediction", "queries", legend=True)
     return as_svg(figure, "Scores by outcome" + (", precision and GAP by threshold" if gap else ""))
+
+
+def mark_threshold(axes: Any, threshold: float | None, edges: np.ndarray) -> None:
+    """A line at the threshold, named, where it lies between the edges."""
+    if threshold is None or not edges[0] <= threshold <= edges[-1]:
+        return
+    axes.axvline(threshold, color=COLORS["ink"][0], linestyle=(0, (4, 3)), linewidth=1.2)
+    left = threshold > edges[len(edges) // 2]
+    axes.annotate(
+        f"threshold {threshold:.3g}", (threshold, 0.99), (-5 if left else 5, 0),
+        textcoords="offset points", xycoords=("data", "axes fraction"), va="top",
+        ha="right" if left else "left", color=COLORS["ink"][0],
+    )  # fmt: skip
+    axes.margins(y=0.14)
+
+
+def decades_across(axes: Any, edges: np.ndarray, middle: float) -> None:
+    """A horizontal axis that is linear up to `middle` and logarithmic behind it."""
+    axes.set_xscale("asinh", linear_width=middle)
+    decades = 10.0 ** np.arange(np.ceil(np.log10(middle)), np.log10(edges[-1]))
+    axes.set_xticks([0.0, *decades], [f"{tick:g}" for tick in (0.0, *decades)])
+    axes.minorticks_off()
+    axes.set_xlim(edges[0], edges[-1])
 
 
 def _gap_panel(axes: Any, scores: np.ndarray, kinds: np.ndarray, positives: int | None) -> None:

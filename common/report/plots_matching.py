@@ -1,15 +1,52 @@
-"""Plots of what is a match: F1 over two thresholds, sizes of groups."""
+"""Plots of what is a match: scores of matches and others, F1 over two thresholds, group sizes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from common.report.plots import COLORS, SERIES, as_svg, label_axes, panels, plain_text, styled
+from common.report.plots import (
+    COLORS,
+    SERIES,
+    as_svg,
+    decades_across,
+    label_axes,
+    mark_threshold,
+    panels,
+    plain_text,
+    styled,
+)
 
 _LEVELS = 12  # colours of the surface: as rectangles of one colour it stays small
 _CELLS = 60  # across
+
+
+_KINDS = {"match": ("matches", "right"), "other": ("others", "unknown")}
+
+
+@styled
+def apart(counted: Mapping[str, Any]) -> str:
+    """Histograms of scores of matches, of others and of the nearest others, as shares; SVG.
+
+    `counted` is what `report.separation.counted` gives.
+    """
+    edges = np.asarray(counted["edges"], float)
+    figure, (axes,) = panels()
+    for kind, amounts in counted["counts"].items():
+        total = int(np.sum(amounts))
+        name, color = _KINDS.get(kind, (kind, "wrong"))
+        axes.stairs(
+            np.asarray(amounts) / max(total, 1), edges, color=COLORS[color][0], linewidth=1.4,
+            fill=kind in _KINDS, alpha=0.55 if kind in _KINDS else None,
+            label=plain_text(f"{name} ({total:,})"),
+        )  # fmt: skip
+    mark_threshold(axes, counted.get("threshold"), edges)
+    label_axes(axes, counted["x_label"], "share of the kind", legend=True)
+    if counted.get("middle"):
+        decades_across(axes, edges, counted["middle"])
+    return as_svg(figure, f"{counted['x_label']} of matches and others")
 
 
 @styled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -174,13 +175,11 @@ def match(
     """
 
     def run(chosen: Any, own: Memory) -> Neighbors:
-        return match(
-            chosen,
-            Pool(pool.table, state["sources"], pool.listings, pool.truth),
-            own,
-            notes,
-            device,
-        )
+        spent = dict(notes.seconds)  # what a step lets run counts as that step's time
+        inner = Pool(pool.table, state["sources"], pool.listings, pool.truth)
+        found = match(chosen, inner, own, notes, device)
+        notes.seconds = spent
+        return found
 
     state: dict[str, Any] = {
         "sources": pool.sources,
@@ -193,7 +192,9 @@ def match(
         "device": device,
     }
     for place, step in enumerate(steps):
+        start = time.perf_counter()
         found = bind(step, STEPS, f"matching[{place}]")(state, memory=memory.setdefault(place, {}))
+        notes.took(str(step["name"]), time.perf_counter() - start)
         state["neighbors" if isinstance(found, Neighbors) else "sources"] = found
     neighbors: Neighbors = state["neighbors"]
     own = torch.arange(len(neighbors))[:, None]
