@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import common.retrieval.search as module
-from common.retrieval import tiles
+from common.retrieval import faiss_top, tiles
 from common.retrieval.search import knn, search
 from common.types import Embeddings
 from tests.oracles.search import search as twin
@@ -183,6 +183,31 @@ def test_agrees_with_faiss_as_an_independent_library():
     found = search(queries, gallery, 25)
     np.testing.assert_allclose(found.score.numpy(), score, atol=1e-6)
     assert (found.index.numpy() == index).mean() > 0.999
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_auto_takes_whichever_is_faster_here_and_answers_the_same(monkeypatch, ahead):
+    tried = []
+    monkeypatch.setattr(faiss_top, "_CPU_WORK", 30 * 2000 * 64)
+    monkeypatch.setattr(faiss_top, "_ahead", lambda threads: tried.append(threads) or ahead)
+    asked = []
+    plain = tiles.faiss_top
+    monkeypatch.setattr(tiles, "faiss_top", lambda *a: asked.append(1) or plain(*a))
+    queries, gallery = unit(30, 64, 5), unit(2000, 64, 6)
+    found = search(queries, gallery, 25)
+    assert bool(asked) is ahead
+    same(found, twin(range(30), queries, range(2000), gallery, 25))
+    assert tried == [torch.get_num_threads()]
+    search(queries[:29], gallery, 25)  # too small for a trial
+    search(queries, gallery, 1000)  # more than faiss selects fast
+    assert len(tried) == 1
+
+
+def test_the_trial_leaves_random_numbers_alone():
+    state = torch.get_rng_state()
+    faiss_top._ahead.cache_clear()
+    assert faiss_top._ahead(torch.get_num_threads()) in (True, False)
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_vectors_of_any_length_are_inner_products():

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from common.paths import atomic
 from common.retrieval import choose, tiles
+from common.retrieval.faiss_top import faiss_resources
 from common.retrieval.order import (
     check,
     key,
@@ -257,7 +258,7 @@ def _on_device(index: Any, kind: str, device: torch.device | str | None) -> Any:
     usable = place.type == "cuda" and hasattr(faiss, "StandardGpuResources")
     if kind == "hnsw" or not usable or faiss.get_num_gpus() < 1:
         return index
-    resources = tiles.faiss_resources(str(place))
+    resources = faiss_resources(str(place))
     return faiss.index_cpu_to_gpu(resources, place.index or 0, index)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from common.retrieval import tiles
+from common.retrieval.faiss_top import BACKENDS
 from common.retrieval.order import (
     block_keys,
     check,
@@ -53,8 +54,8 @@ def search(
         queries: `(Q, D)` float32 or float16; products accumulate in float32 or better.
         gallery: `(N, D)`, or `Stored`, which is read block by block.
         k: neighbors per query.
-        backend: `torch`, `faiss` (same answers), or `auto`: faiss on a GPU that faiss can use, else
-            torch. Which is faster on a CPU depends on the CPU: `python -m tests.bench.search`.
+        backend: `torch`, `faiss` (same answers), or `auto`: faiss on a GPU that faiss can use, and
+            on a CPU where a trial of some 0.1 s shows it to be faster; else torch.
         exclude_self: leave out the row with the query's own id; for tensors, row i for query i.
         query_block: queries per tile; None: what is fast (on a CPU a tile of 32 MB).
         gallery_block: gallery rows per tile; None: what is fast.
@@ -160,5 +161,5 @@ def _check(k: int, backend: str, query_block: int | None, gallery_block: int | N
             f"k and the block sizes must be at least 1, got k={k}, query_block={query_block}, "
             f"gallery_block={gallery_block}."
         )
-    if backend not in tiles.BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(tiles.BACKENDS)}, got {backend!r}.")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}.")

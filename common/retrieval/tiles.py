@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
+from common.retrieval.faiss_top import faiss_top, use_faiss
 from common.retrieval.stored import Stored
 from common.types import Embeddings
 
@@ -19,8 +18,6 @@ Vectors = Embeddings | Stored | torch.Tensor
 Top = tuple[torch.Tensor, torch.Tensor]  # scores and columns
 Hits = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # rows, columns and scores
 
-BACKENDS = ("auto", "torch", "faiss")
-FAISS_GPU_LIMIT = 2048  # neighbors per query: a limit of its selection kernels
 _CPU_CELLS = 2**23  # 32 MB: products are fast from some 500 x 8,000 on, and L3 caches hold it
 _CPU_COLUMNS = 8_192
 _STEP = 1_024  # odd widths slow the product down
@@ -61,11 +58,11 @@ def candidates(
     `(Q,)`; ties come in any order. Values must be finite.
     """
     best: dict[int, Top] = {}
-    if use_faiss(backend, device, width):
+    if use_faiss(backend, device, width, len(q) * g.numel()):
         chunk = q.to(device, torch.float32)  # faiss tiles the queries itself
         for row in range(0, len(g), gallery_block or _GPU_TILE[1]):
             block = g[row : row + (gallery_block or _GPU_TILE[1])].to(device, torch.float32)
-            score, index = _faiss_top(chunk, block, min(width, len(block)))
+            score, index = faiss_top(chunk, block, min(width, len(block)))
             best[0] = _merged(best.get(0), (score, index + row), width)
     else:
         rows, columns = _tile(len(q), width, device, query_block, gallery_block)
@@ -214,36 +211,6 @@ def _merged(known: Top | None, found: Top, width: int) -> Top:
     return score, index.gather(1, keep)
 
 
-def use_faiss(backend: str, device: torch.device, width: int) -> bool:
-    """Whether faiss searches; `auto` takes it on a GPU that the installed wheel can use.
-
-    Raises:
-        ValueError: faiss is asked for and cannot.
-    """
-    if backend == "torch" or (backend == "auto" and device.type != "cuda"):
-        return False
-    try:
-        import faiss
-    except ImportError:
-        if backend == "faiss":
-            raise ValueError(
-                "backend='faiss' but faiss is not installed: pip install faiss-gpu, or take torch."
-            ) from None
-        return False
-    fits = device.type == "cpu" or (
-        device.type == "cuda"
-        and hasattr(faiss, "StandardGpuResources")
-        and faiss.get_num_gpus() > 0
-        and width <= FAISS_GPU_LIMIT
-    )
-    if backend == "faiss" and not fits:
-        raise ValueError(
-            f"faiss cannot find {width} candidates per query on {device}: there it needs a wheel "
-            f"that sees the GPU, and at most {FAISS_GPU_LIMIT}. Use backend='torch'."
-        )
-    return bool(fits)
-
-
 def finite_norms(block: torch.Tensor, name: str, source: Vectors, start: int) -> torch.Tensor:
     """Norms `(n,)` float32 of rows `start...` of `source`.
 
@@ -272,26 +239,3 @@ def full_precision(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def _faiss_top(queries: torch.Tensor, block: torch.Tensor, k: int) -> Top:
-    import faiss
-
-    queries, block = queries.contiguous(), block.contiguous()
-    metric = faiss.METRIC_INNER_PRODUCT
-    if block.device.type == "cpu":
-        score, index = faiss.knn(queries.numpy(), block.numpy(), k, metric=metric)
-        return torch.from_numpy(score), torch.from_numpy(index)
-    import faiss.contrib.torch_utils  # lets knn_gpu take tensors, on torch's own stream
-
-    with torch.cuda.device(block.device):
-        pair = faiss.knn_gpu(faiss_resources(str(block.device)), queries, block, k, metric=metric)
-    return pair[0], pair[1]
-
-
-@functools.cache
-def faiss_resources(device: str) -> Any:
-    """One per device and process: it holds 1.5 GB of scratch memory."""
-    import faiss
-
-    return faiss.StandardGpuResources()
