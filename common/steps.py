@@ -9,6 +9,7 @@ that a module defines is a step, under its snake_case name (and under any alias 
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +43,8 @@ def bind(
     """The step's function with its YAML arguments checked and filled in; call it with the state.
 
     Raises:
-        ConfigError: no name, unknown name or argument, wrong type; lists the known ones.
+        ConfigError: no name, unknown name or argument, wrong type (lists the known ones), a NaN or
+            infinite number.
     """
     at = f"{where}: " if where else ""
     name = step.get("name") if isinstance(step, Mapping) else None
@@ -61,6 +63,8 @@ def bind(
             raise ConfigError(
                 f"{at}{name} has no argument {key!r}{near} It has: {', '.join(settable)}"
             )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{at}{name}.{key} must be finite, got {value}")
         if not _fits(value, hints.get(key, Any)):
             raise ConfigError(
                 f"{at}{name}.{key} must be {_type_name(hints[key])}, "

@@ -75,6 +75,8 @@ def test_arguments_come_from_yaml_and_from_the_state():
         ({"name": "alpha_qe", "k": 2.5}, r"alpha_qe.k must be int, got 2.5 \(float\)"),
         ({"name": "alpha_qe", "k": True}, "must be int"),
         ({"name": "alpha_qe", "alpha": "3"}, "must be float"),
+        ({"name": "alpha_qe", "alpha": float("nan")}, "alpha_qe.alpha must be finite, got nan"),
+        ({"name": "alpha_qe", "alpha": float("-inf")}, "must be finite, got -inf"),
         ({"name": "alpha_qe", "queries": 1}, "no argument 'queries'"),
         ({"name": "knn", "metric": "cosine"}, "one of 'dot', 'l2'"),
         ({"name": "sub_center_arcface", "sizes": [1, "a"]}, "sizes must be"),
