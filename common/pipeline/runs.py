@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common.config import load
+from common.config import load, save
 from common.engine import distributed
 from common.track import Run
 
@@ -15,7 +15,7 @@ from common.track import Run
 def start_run(
     config: Any, folder: Path, data: Any, job: str, *, base: Path, metrics: Sequence[str]
 ) -> Run:
-    """The log of one script in the run folder.
+    """The log of one script in the run folder; infer and ensemble leave their config beside it.
 
     Args:
         config: of the competition.
@@ -25,6 +25,8 @@ def start_run(
         base: the competition's config.yaml: what a default is.
         metrics: of validation beside `score`: the best values of a training are kept.
     """
+    if job != "train" and distributed.rank() == 0:  # config.yaml stays that of the training
+        save(config, folder / f"{job}.yaml")
     return Run(
         folder,
         asdict(config),
