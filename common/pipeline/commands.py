@@ -6,6 +6,7 @@ members.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -58,10 +59,16 @@ class Commands(Generic[C]):
         return renamed.replace(f"runs/{self.origin}", str(self.runs))
 
     def train(self, doc: str, arguments: list[str]) -> C:
-        """The config of train.py; its run folder is named after the experiment files."""
+        """The config of train.py; its run folder is named after the experiment files.
+
+        The agent of a W&B sweep starts each trial with an id: that is then its folder.
+        """
         settings = self.check(self._command(doc, arguments))
         names = [Path(word).stem for word in arguments if word.endswith((".yaml", ".yml"))]
-        out = settings.out or str(self.runs / ("-".join(names) or "baseline"))  # type: ignore[attr-defined]
+        folder = self.runs / ("-".join(names) or "baseline")
+        if sweep := os.environ.get("WANDB_SWEEP_ID"):
+            folder = self.runs / f"sweep-{sweep}" / os.environ.get("WANDB_RUN_ID", "trial")
+        out = settings.out or str(folder)  # type: ignore[attr-defined]
         return replace(settings, out=out)  # type: ignore[type-var]
 
     def infer(self, doc: str, arguments: list[str]) -> C:

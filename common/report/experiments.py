@@ -1,0 +1,136 @@
+"""Runs grouped into experiments, which differ in more than seed, fold and place."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from common.report.records import Json, Record
+
+PLACES = ("out", "run", "track")  # of a config: where it went, not what it did
+_ABSENT = object()
+
+
+@dataclass
+class Experiment:
+    """Runs of one config, over seeds and folds.
+
+    Attributes:
+        name: unlike those of the others.
+        records: the runs.
+    """
+
+    name: str
+    records: list[Record]
+
+    def statistics(self, values: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
+        """Mean and sample standard deviation by name; NaN for the spread of one run."""
+        names = dict.fromkeys(key for row in values for key in row)
+        columns = {key: [row[key] for row in values if key in row] for key in names}
+        spread = {k: float(np.std(c, ddof=1)) if len(c) > 1 else np.nan for k, c in columns.items()}
+        return {key: (float(np.mean(column)), spread[key]) for key, column in columns.items()}
+
+    def scores(self) -> dict[str, tuple[float, float]]:
+        """Mean and spread of each metric over the runs that have it."""
+        return self.statistics([one.scores() for one in self.records])
+
+    def cost(self) -> dict[str, tuple[float, float]]:
+        """Mean and spread of each cost."""
+        return self.statistics([one.cost() for one in self.records])
+
+
+def group(records: Sequence[Record]) -> list[Experiment]:
+    """Experiments in the order of their first run; names tell them apart."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(_what(record), []).append(record)
+    names = [_name(part) for part in found.values()]
+    for place, part in enumerate(found.values()):
+        if names.count(names[place]) > 1:
+            longer = Path(part[0].source)
+            names[place] = f"{longer.parent.name}/{longer.name}"
+    taken: dict[str, int] = {}
+    for place, name in enumerate(names):
+        taken[name] = taken.get(name, 0) + 1
+        names[place] = name if taken[name] == 1 else f"{name} ({taken[name]})"
+    return [Experiment(name, part) for name, part in zip(names, found.values(), strict=True)]
+
+
+def differing(experiments: Sequence[Experiment]) -> dict[str, list[str | None]]:
+    """Value of each dotted key that is not the same in all experiments; None where it is not set.
+
+    Lists of steps are taken apart where they have the same names in the same order.
+    """
+    trees = [_relevant(one.records[0].config) for one in experiments]
+    found: dict[str, list[Any]] = {}
+    _walk("", trees, found)
+    return {
+        key: [None if value is _ABSENT else flow(value) for value in values]
+        for key, values in found.items()
+    }
+
+
+def flow(value: Any) -> str:
+    """A value as on one line of YAML."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _walk(key: str, values: list[Any], found: dict[str, list[Any]]) -> None:
+    if all(value == values[0] and type(value) is type(values[0]) for value in values):
+        return
+    present = [value for value in values if value is not _ABSENT]
+    if all(isinstance(value, dict) for value in present):
+        names = dict.fromkeys(name for value in present for name in value)
+        rows = [{} if value is _ABSENT else value for value in values]
+    elif len(present) == len(values) and _alike(values):
+        names = dict.fromkeys(range(len(values[0])))
+        rows = [dict(enumerate(value)) for value in values]
+    else:
+        found[key] = values
+        return
+    for name in names:
+        _walk(f"{key}.{name}".lstrip("."), [row.get(name, _ABSENT) for row in rows], found)
+
+
+def _alike(values: Sequence[Any]) -> bool:
+    """Whether these are lists of steps with the same names in the same order."""
+    if not all(isinstance(value, list) for value in values):
+        return False
+    if not all(isinstance(item, dict) for value in values for item in value):
+        return False
+    return len({tuple(item.get("name") for item in value) for value in values}) == 1
+
+
+def _what(record: Record) -> str:
+    """The config without what runs of one experiment may differ in, as text."""
+    tree = _relevant(record.config)
+    if isinstance(tree.get("data"), dict) and record.data:
+        tree["data"].pop("root", None)  # the fingerprint says which data it was, wherever they lay
+    whole = yaml.safe_dump([record.job == "ensemble", tree, record.data], sort_keys=True)
+    # Without a config nothing says that two runs are the same.
+    return str(whole) if tree else f"{record.source}\n{whole}"
+
+
+def _relevant(config: Json) -> Json:
+    """A copy without places, seed and fold, in which runs of one experiment may differ."""
+    kept = {key: value for key, value in config.items() if key not in (*PLACES, "seed")}
+    if isinstance(kept.get("data"), dict):
+        kept["data"] = {k: v for k, v in kept["data"].items() if k != "fold"}
+    return kept
+
+
+def _name(records: Sequence[Record]) -> str:
+    """What the runs' names have in common; that of a single run."""
+    if len(records) == 1:
+        return records[0].name
+    common = os.path.commonprefix([one.name for one in records])
+    common = re.sub(r"([-_ .](seed|fold|s|f)?[-_ .=]?\d*)$", "", common)
+    return common or records[0].group or records[0].name
