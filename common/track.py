@@ -28,10 +28,10 @@ class TrackConfig:
     """The `track:` section."""
 
     wandb: str = "auto"  # auto | online | offline | off; auto: online with a key, offline on Kaggle
-    project: str | None = None  # W&B project, kaggle-<competition> by convention
-    group: str | None = None  # the experiment, when several folds or seeds belong together
-    name: str | None = None  # of the run; unset: the run folder
-    tags: list[str] = field(default_factory=list)  # backbone, loss, size, fold
+    project: str | None = None  # unset: kaggle-<competition>
+    group: str | None = None  # unset: the experiment, to which folds belong
+    name: str | None = None  # of the run; unset: <experiment>/<fold>
+    tags: list[str] = field(default_factory=list)  # beside backbone, losses, size and fold
 
 
 class Run:
@@ -63,7 +63,7 @@ class Run:
             resume: go on with this folder's W&B run and metrics; else start both anew (an `infer`
                 or `ensemble` leaves the metrics of the training alone).
             rank: of this process.
-            best: metrics whose highest value and its step are kept in the summary.
+            best: metrics whose highest value, and its step as `<name>_step`, are in the summary.
             default: the config that the report compares with: YAML file, dataclass or dict.
             data: fingerprint of the data.
 
@@ -126,6 +126,10 @@ class Run:
             self._merge(kept)
         if self._remote is not None:
             self._remote.send(lambda run: run.log({"step": int(step), **values}))
+            # The best values themselves are W&B's to find, see `remote.Remote`.
+            steps = {name: value for name, value in kept.items() if name.endswith("_step")}
+            if steps:
+                self._remote.send(lambda run: run.summary.update(steps))
 
     def summary(self, **values: Any) -> None:
         """Merge values into `summary.json` and the W&B summary."""

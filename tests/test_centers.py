@@ -207,7 +207,7 @@ def test_statistics_are_those_of_the_angles(make):
     others = c.scatter(1, labels.clamp_min(0)[:, None], -1)[keep].amax(1)
     found = head.statistics()
     assert found["own_angle"] == pytest.approx(own.acos().rad2deg().mean().item())
-    assert found["hardest_cosine"] == pytest.approx(others.mean().item())
+    assert found["other_angle"] == pytest.approx(others.acos().rad2deg().mean().item())
 
 
 def test_by_name():

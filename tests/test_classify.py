@@ -145,7 +145,7 @@ def test_terms_of_a_loss_list_add_up_with_their_weights():
     assert torch.equal(loss.centers(), alone[0].centers())
     found = loss.statistics()
     assert found.keys() == {
-        f"head/{name}{of}" for name in ("own_angle", "hardest_cosine") for of in ("", "_1")
+        f"head/{name}{of}" for name in ("own_angle", "other_angle") for of in ("", "_1")
     }
     for of, head in zip(("", "_1"), alone, strict=True):
         assert found[f"head/own_angle{of}"] == head.statistics()["own_angle"]

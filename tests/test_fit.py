@@ -375,3 +375,6 @@ def test_two_processes_train_like_one(tmp_path):
         if value.is_floating_point():
             assert torch.allclose(value, two[name], atol=1e-6), name
             assert not torch.equal(value, start[name]), name
+    lines = [load_tree(tmp_path / w / f"rank_{r}") for w, r in (("1", 0), ("2", 0), ("2", 1))]
+    for name in ("train/loss", "loss/head", "loss/linear_softmax", "train/gradient_norm"):
+        assert all(line[name] == pytest.approx(lines[0][name], rel=1e-5) for line in lines), name

@@ -192,7 +192,7 @@ def test_statistics_by_hand():
     head(x, torch.tensor([0, 0, -1]))
     found = head.statistics()
     assert found["own_angle"] == pytest.approx(45 / 2, abs=0.1)
-    assert found["hardest_cosine"] == pytest.approx((-half + 0) / 2, abs=1e-3)
+    assert found["other_angle"] == pytest.approx((135 + 90) / 2, abs=0.1)
     assert found["dominant_share"] == 0.5  # three wins for the first, one for the second
     assert head.wins.tolist() == [[3, 1], [0, 0]]
     head.eval()

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from common.engine.checkpoint import lasting, load_tree
 from common.engine.fit import fit
-from common.engine.loop import Trained
+from common.engine.trained import Trained
 from common.engine.momentum import MomentumCopy
 from common.engine.settings import FitConfig, Stage
 from common.losses.memory import MomentumQueue

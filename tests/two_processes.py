@@ -6,12 +6,13 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 
 from common.engine import distributed
+from common.engine.checkpoint import save_tree
 from common.engine.fit import fit
 from common.engine.settings import FitConfig, Stage
 from tests.test_fit import Batches, Model, Pictures, joint
 
 
-def main(folder: str) -> None:
+def main(folder: Path) -> None:
     """Train with uneven shards: one label in the data is ignored."""
     config = FitConfig(
         stages=[Stage(epochs=1, size=8)],
@@ -29,12 +30,12 @@ def main(folder: str) -> None:
             model,
             joint(),
             config,
-            Path(folder),
+            folder,
             loader=lambda stage: DataLoader(Pictures(), batch_sampler=sampler),
             validate=lambda model, stage: {"valid/score": 1.0},
-            log=lambda step, metrics: None,
+            log=lambda step, metrics: save_tree(folder / f"rank_{distributed.rank()}", metrics),
         )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(Path(sys.argv[1]))

@@ -41,7 +41,8 @@ def fit(
         model: maps its `inputs` (uint8 images, tokens of titles) to embeddings; `backbone` is its
             pretrained part.
         criterion: maps (embeddings, labels) to a scalar; may hold parameters and `schedule(p)`.
-            For several processes it has `masses` as `losses.total.Total` does.
+            For several processes it has `masses` as `losses.total.Total` does; `watch` and
+            `statistics` as there are logged.
         config: the `train:` section.
         folder: the run folder; a state in it is resumed, a finished one is left as it is.
         loader: batches of a stage, dicts with those inputs and `label`; its batch sampler has
@@ -81,7 +82,7 @@ def fit(
                         progress.best = max(progress.best, value)
                         loop.keep({**(card or {}), **metrics}, extra or {})
                 log(progress.step, metrics)
-                progress.epoch, progress.batch, progress.loss = progress.epoch + 1, 0, 0.0
+                progress.epoch, progress.batch = progress.epoch + 1, 0
                 loop.save()
             progress.stage, progress.epoch = progress.stage + 1, 0
         loop.save()

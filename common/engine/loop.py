@@ -23,7 +23,6 @@ from common.engine.averages import Averages
 from common.engine.checkpoint import lasting, load_tree, save_tree, save_weights
 from common.engine.inputs import Inputs, inputs_from, moved
 from common.engine.interrupt import Interrupt
-from common.engine.momentum import MomentumCopy
 from common.engine.optim import (
     build_optimizer,
     check_covered,
@@ -34,6 +33,8 @@ from common.engine.optim import (
     share_overflow,
 )
 from common.engine.settings import FitConfig, Stage, resolve_precision, this_device
+from common.engine.tally import Tally, memory
+from common.engine.trained import Trained
 
 Metrics = dict[str, float]
 
@@ -46,40 +47,8 @@ class Progress:
     epoch: int = 0  # within the stage
     batch: int = 0  # batches of this epoch that are done
     step: int = 0  # optimiser steps made
-    loss: float = 0.0  # sum over the batches of this epoch
     minutes: float = 0.0
     best: float = float("-inf")
-
-
-class Trained(nn.Module):
-    """Model and criterion as one module, so that DDP sees every parameter.
-
-    A criterion with a `momentum` also gets keys, of a copy of the model that follows it.
-    """
-
-    def __init__(self, model: nn.Module, criterion: nn.Module) -> None:
-        super().__init__()
-        self.model, self.criterion = model, criterion
-        momentum = getattr(criterion, "momentum", None)
-        self.copy = None if momentum is None else MomentumCopy(model, momentum)
-
-    def forward(
-        self,
-        inputs: Inputs,
-        labels: torch.Tensor,
-        shares: torch.Tensor | None = None,
-        second: Inputs | None = None,
-    ) -> torch.Tensor:
-        """Loss of the model's inputs with `(B,)` labels; scalar, mean over the valid ones.
-
-        `second` is what the momentum copy sees, a second view of the images; None is the first.
-        """
-        embeddings = self.model(*inputs)
-        extra = {} if shares is None else {"shares": shares}
-        if self.copy is not None:
-            extra["keys"] = self.copy(*(inputs if second is None else second))
-        loss: torch.Tensor = self.criterion(embeddings, labels, **extra)
-        return loss
 
 
 class Loop:
@@ -107,6 +76,7 @@ class Loop:
         groups = parameter_groups(
             model, criterion, lr=config.lr, head_lr=config.head_lr, weight_decay=config.weight_decay
         )
+        self.rates = {f"train/{group['rate']}": cast(float, group["peak"]) for group in groups}
         optimizer = build_optimizer(config.optimizer, groups)
         check_covered(optimizer, self.trained)
         self.averages = Averages(self.trained, config)
@@ -114,6 +84,7 @@ class Loop:
         self.interrupt = Interrupt()
         self.sampler: Any = None
         self.restored: dict[str, Any] | None = None  # the sampler's state, until it is there
+        self.tally = Tally(self.device)
         self.parts = sharded.parts(self.trained)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.trained, optimizer)
 
@@ -125,7 +96,8 @@ class Loop:
         length = len(data)
         started = saved = time.monotonic()
         minutes = progress.minutes
-        running, norms = torch.tensor(progress.loss, device=self.device), []
+        if not progress.batch:
+            self.tally = Tally(self.device)
         shown = unreadable = 0
         self.trained.train()
         for batch in self._bar(data, number, total, length):
@@ -139,44 +111,40 @@ class Loop:
             progress.batch += 1
             last = progress.batch == length
             move = last or progress.batch % config.accumulate == 0
-            loss = self._backward(batch, move, of=min(rest, config.accumulate))
-            running += loss
+            self._backward(batch, move, of=min(rest, config.accumulate))
             shown += len(batch["label"]) * distributed.world()
             unreadable += int((~batch["ok"]).sum()) if "ok" in batch else 0
             if move:
-                norms.append(self._move())
+                self.tally.norms.append(self._move())
             late = time.monotonic() - saved > 60 * config.save_minutes
             late, stop = self.agreed(late, self.interrupt.wanted)
             save = move and (stop or (late and not last))
             # Reading the loss waits for the GPU: now and then is enough, and before it is saved.
-            if (last or save or progress.batch % 50 == 0) and not torch.isfinite(running):
+            if (last or save or progress.batch % 50 == 0) and not self.tally.finite():
                 raise ValueError(
                     f"The loss is not finite by step {progress.step}: lower train.lr or "
                     "train.head_lr, raise train.warmup, or set train.precision=fp32."
                 )
             if save:
-                progress.loss, saved = float(running), time.monotonic()
+                saved = time.monotonic()
                 progress.minutes = minutes + (saved - started) / 60
                 self.save()
             if save and stop:
                 raise KeyboardInterrupt(f"stopped after step {progress.step}; the state is saved")
         seconds = time.monotonic() - started
-        progress.minutes, progress.loss = minutes + seconds / 60, float(running)
+        progress.minutes = minutes + seconds / 60
         factor = self._factor(stage, length - 1, length)
         metrics = {
-            "train/loss": progress.loss / max(length, 1),
-            "train/lr": config.lr * factor,
-            "train/head_lr": config.head_lr * factor,
+            **(self.criterion.statistics() if hasattr(self.criterion, "statistics") else {}),  # type: ignore[operator]
+            **self.tally.metrics(),  # of the epoch where `statistics` has the last batch
+            **{name: peak * factor for name, peak in self.rates.items()},
             "train/minutes": progress.minutes,
         }
-        if norms:
-            metrics["train/gradient_norm"] = float(torch.stack(norms).mean())
+        if shown:
             metrics["train/images_per_second"] = shown / seconds
         if lost := int(distributed.summed(torch.tensor(unreadable, device=self.device))):
             metrics["train/unreadable"] = lost
-        if self.device.type == "cuda":
-            metrics["train/memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
-        return metrics
+        return metrics | memory(self.device)
 
     def _start_sampler(self, data: DataLoader[Any], number: int) -> None:
         """Tell the sampler where the training is; one with a state first gets what was saved."""
@@ -204,8 +172,8 @@ class Loop:
         )
         return share * stage.lr
 
-    def _backward(self, batch: dict[str, Any], move: bool, *, of: int) -> torch.Tensor:
-        """Add the batch's share, 1 / `of`, of the step's gradient; returns the batch's loss.
+    def _backward(self, batch: dict[str, Any], move: bool, *, of: int) -> None:
+        """Add the batch's share, 1 / `of`, of the step's gradient, and what it says to the tally.
 
         The loss is the mean over all processes' valid labels.
         """
@@ -223,8 +191,8 @@ class Loop:
         with contextlib.nullcontext() if move else self.accelerator.no_sync(self.wrapped):
             loss = self.wrapped(inputs, labels, shares, second)
             self.accelerator.backward(loss / of)
-        mean: torch.Tensor = distributed.summed(loss.detach()) / distributed.world()
-        return mean
+        watched = self.criterion.watch() if hasattr(self.criterion, "watch") else {}  # type: ignore[operator]
+        self.tally.add(loss.detach(), watched)
 
     def _shares(self, labels: torch.Tensor) -> torch.Tensor:
         """Factors that turn DDP's plain mean over processes into the mean over all samples."""
@@ -279,11 +247,12 @@ class Loop:
         inner = self.optimizer.optimizer
         moments = sharded.whole_optimizer(self.optimizer.state_dict(), inner, self.parts)
         trained = sharded.whole(self.trained.state_dict(), self.parts)
-        averages = self.averages.tree(self.parts)
+        averages, tally = self.averages.tree(self.parts), self.tally.state()
         if distributed.rank() == 0:
             scaler = self.accelerator.scaler
             tree = {
                 "progress": asdict(self.progress),
+                "tally": tally,
                 "trained": trained,
                 "optimizer": moments,
                 **averages,
@@ -300,6 +269,7 @@ class Loop:
         tree = load_tree(file)
         for name, value in tree["progress"].items():
             setattr(self.progress, name, value)
+        self.tally = Tally(self.device, tree.get("tally"))
         self.trained.load_state_dict(tree["trained"])
         inner = self.optimizer.optimizer
         self.optimizer.load_state_dict(sharded.cut_optimizer(tree["optimizer"], inner, self.parts))

@@ -43,6 +43,7 @@ def parameter_groups(
             "params": parameters,
             "lr": lr if old else head_lr,
             "peak": lr if old else head_lr,
+            "rate": "lr" if old else "head_lr",  # what a log calls it
             "weight_decay": weight_decay if matrix else 0.0,
         }
         for (old, matrix), parameters in sorted(groups.items())

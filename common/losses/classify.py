@@ -22,6 +22,7 @@ from common.losses.cross_entropy import (
 )
 from common.losses.processes import gathered
 from common.losses.tiled import Among, OverClasses, Part, over_classes, own_cosines
+from common.losses.watch import head_sums, means
 
 
 class _Head(nn.Module):
@@ -295,23 +296,10 @@ class CosineSoftmax(_Head):
             place, labels = gathered(labels.clamp_min(0) * self.k + found.winner, labels)
             self.wins.view(-1).scatter_add_(0, place, (labels >= 0).long())
 
-    @torch.no_grad()
-    def statistics(self) -> dict[str, float]:
-        """Means over the labelled rows of the last batch; empty without any. Waits for the device.
+    def watch(self) -> dict[str, Tensor]:
+        """Angles of the last batch and its share in dominant centres, see `watch.head_sums`."""
+        return {} if self._last is None else head_sums(*self._last, self.wins)
 
-        own_angle: degrees between a row and the nearest centre of its class.
-        hardest_cosine: largest cosine to another class.
-        dominant_share: for K > 1, rows whose nearest centre is the one that wins most in their
-            class; the others are what sub-centre ArcFace takes for noise.
-        """
-        if self._last is None or not bool((self._last[1] >= 0).any()):
-            return {}
-        found, labels = self._last
-        values = {
-            "own_angle": found.own.clamp(-1, 1).acos().rad2deg(),
-            "hardest_cosine": found.hardest,
-        }
-        if self.wins is not None:
-            dominant = self.wins[labels.clamp_min(0)].argmax(1)
-            values["dominant_share"] = (dominant == found.winner).float()
-        return {name: value[labels >= 0].mean().item() for name, value in values.items()}
+    def statistics(self) -> dict[str, float]:
+        """The means of `watch`; empty without a labelled row. Waits for the device."""
+        return means(self.watch())

@@ -59,6 +59,10 @@ class _Memory(nn.Module):
         if hasattr(self.loss, "schedule"):
             cast(Any, self.loss).schedule(progress)
 
+    def watch(self) -> dict[str, Tensor]:
+        """What the loss sums up about its last batch."""
+        return cast(Any, self.loss).watch() if hasattr(self.loss, "watch") else {}
+
     def statistics(self) -> dict[str, float]:
         """What the loss knows about its last batch, and memory_rows, how many rows are stored."""
         own = cast(Any, self.loss).statistics() if hasattr(self.loss, "statistics") else {}

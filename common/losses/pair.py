@@ -24,6 +24,7 @@ from common.losses.batch import (
 )
 from common.losses.miners import PAIRS, TRIPLETS
 from common.losses.schedule import ramp_factor, read_ramp
+from common.losses.watch import means, with_number
 from common.steps import bind
 
 
@@ -193,16 +194,22 @@ class TripletLoss(ReferenceLoss):
         return loss + 0 * rows.detach().sum()  # miners leave out what is NaN, and it must show
 
     @torch.no_grad()
-    def statistics(self) -> dict[str, float]:
-        """Means over the triplets of the last batch; empty without any. Waits for the device.
+    def watch(self) -> dict[str, Tensor]:
+        """Statistics of the triplets of the last batch: (2,) sum and number, on the device.
 
-        active: share with a loss; for margin soft, whose negative is nearer than the positive.
+        active: those with a loss; for margin soft, whose negative is nearer than the positive.
         positive_distance, negative_distance: D_ap and D_an, squared if the loss is.
         """
-        if self._last is None or not len(self._last[0]):
+        if self._last is None:
             return {}
+        near, far, active = self._last
+        sums = torch.stack([near, far, active.to(near.dtype)]).sum(1)
         names = ("positive_distance", "negative_distance", "active")
-        return {n: v.float().mean().item() for n, v in zip(names, self._last, strict=True)}
+        return dict(zip(names, with_number(sums, sums.new_tensor(len(near))), strict=True))
+
+    def statistics(self) -> dict[str, float]:
+        """The means of `watch`; empty without a triplet. Waits for the device."""
+        return means(self.watch())
 
 
 class MultiSimilarityLoss(ReferenceLoss):

@@ -123,6 +123,10 @@ class PartialFC(nn.Module):
         if hasattr(self.head, "schedule"):
             cast(Any, self.head).schedule(progress)
 
+    def watch(self) -> dict[str, Tensor]:
+        """The head's, over the drawn classes."""
+        return self.head.watch()
+
     def statistics(self) -> dict[str, float]:
         """The head's, over the drawn classes, and how many those were."""
         return {**self.head.statistics(), "classes": float(self.shard.count)}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -37,7 +37,8 @@ from common.losses import (
 from common.losses import tuple as tuples
 from common.losses.pair_head import PairHead
 from common.losses.schedule import ramp_factor, read_ramp
-from common.steps import Step, bind, catalog
+from common.losses.watch import with_number
+from common.steps import Step, bind, catalog, step_name
 
 _HEADS = (margin, classify, adaptive, centers, proxies, sigmoid)
 _TUPLES = (pair, quadruplet, tuples, rank, hyperbolic, magnet, siamese)
@@ -48,6 +49,7 @@ KNOWN = {
 }
 
 Weight = float | Mapping[str, Any]
+T = TypeVar("T")
 
 
 class Total(nn.Module):
@@ -59,14 +61,23 @@ class Total(nn.Module):
     Args:
         terms: the modules.
         weights: one for each, a positive number or a ramp as in `schedule.read_ramp`.
+        names: what each is called in the log; unset: as in YAML. A second one gets its place.
 
     Raises:
         ValueError: a weight that is neither, or momentum queues that do not share one copy.
     """
 
-    def __init__(self, terms: Sequence[nn.Module], weights: Sequence[Weight]) -> None:
+    def __init__(
+        self,
+        terms: Sequence[nn.Module],
+        weights: Sequence[Weight],
+        names: Sequence[str] | None = None,
+    ) -> None:
         super().__init__()
         self.terms = nn.ModuleList(terms)
+        given = [step_name(type(term).__name__) for term in terms] if names is None else names
+        self.names = list(_placed([{name: i} for i, name in enumerate(given)]))
+        self._values: torch.Tensor | None = None
         self.ramps = [read_weight(weight) for weight in weights]
         self.weights = [ramp["start"] for ramp in self.ramps]
         queues = [term for term in terms if isinstance(term, memory.MomentumQueue)]
@@ -90,10 +101,14 @@ class Total(nn.Module):
         are the copy's embeddings of the same images, for momentum queues.
         """
         total = embeddings.new_zeros((), dtype=torch.float32)
+        values = []
         for i, (weight, term) in enumerate(zip(self.weights, self.terms, strict=True)):
             queue = isinstance(term, memory.MomentumQueue)
             loss = term(embeddings, labels, keys) if queue else term(embeddings, labels)
-            total = total + weight * (loss if shares is None else loss * shares[i])
+            loss = loss if shares is None else loss * shares[i]
+            total = total + weight * loss
+            values.append(loss.detach().float())
+        self._values = torch.stack(values)
         return total
 
     def masses(self, labels: torch.Tensor) -> torch.Tensor:
@@ -112,6 +127,19 @@ class Total(nn.Module):
             if hasattr(term, "schedule"):
                 cast(Any, term).schedule(progress)
 
+    def watch(self) -> dict[str, torch.Tensor]:
+        """What a log sums over an epoch: (2,) sum and number for each name, on the device.
+
+        `loss/<term>` is each term's value in the last call without its weight, and `head/<name>`
+        what the terms themselves watch.
+        """
+        if self._values is None:
+            return {}
+        values = with_number(self._values, self._values.new_ones(()))
+        found = {f"loss/{name}": pair for name, pair in zip(self.names, values, strict=True)}
+        own = [cast(Any, t).watch() if hasattr(t, "watch") else {} for t in self.terms]
+        return found | {f"head/{name}": pair for name, pair in _placed(own).items()}
+
     def statistics(self) -> dict[str, float]:
         """What the terms know about their last batch, and weights that move, for the log.
 
@@ -119,13 +147,9 @@ class Total(nn.Module):
         `active_1`.
         """
         moving = [i for i, ramp in enumerate(self.ramps) if ramp["start"] != ramp["end"]]
-        found = {f"head/weight_{i}": self.weights[i] for i in moving}
-        for i, term in enumerate(self.terms):
-            if hasattr(term, "statistics"):
-                for name, value in cast(Any, term).statistics().items():
-                    key = f"head/{name}"
-                    found[f"{key}_{i}" if key in found else key] = value
-        return found
+        weights = {f"head/weight_{i}": self.weights[i] for i in moving}
+        own = [cast(Any, t).statistics() if hasattr(t, "statistics") else {} for t in self.terms]
+        return weights | {f"head/{name}": value for name, value in _placed(own).items()}
 
     def centers(self) -> torch.Tensor | None:
         """`(C, K, D)` unit class centres of the first term that has them."""
@@ -175,7 +199,7 @@ def build(terms: Sequence[Step], state: Mapping[str, Any]) -> Total:
             where = f"loss[{i}]"
             modules.append(call(state))
         where = "loss"
-        return Total(modules, weights)
+        return Total(modules, weights, [str(term["name"]) for term in terms])
     except ValueError as error:
         text = str(error).removeprefix(f"{where}: ")
         raise ConfigError(f"{where}: {text}") from None
@@ -197,6 +221,14 @@ def read_weight(given: object) -> dict[str, float]:
         f"weight must be a positive number or a ramp such as {{start: 0, end: 1, from: 0.3, over: "
         f"0.2}}, got {given!r}"
     )
+
+
+def _placed(found: Sequence[Mapping[str, T]]) -> dict[str, T]:
+    """All terms' values; a name that an earlier term has gets the later one's place."""
+    joined: dict[str, T] = {}
+    for i, values in enumerate(found):
+        joined |= {f"{name}_{i}" if name in joined else name: v for name, v in values.items()}
+    return joined
 
 
 def _without_weight(term: Step) -> Step:

@@ -155,7 +155,7 @@ def train(
         config.train,
         folder,
         loader=batches,
-        validate=lambda net, stage: {**heads.statistics(), **validate(net, stage)},
+        validate=lambda net, stage: dict(validate(net, stage)),
         log=log,
         resumed=resumed,
         card={
@@ -167,8 +167,8 @@ def train(
         seed=config.seed,
     )
     run.summary(minutes=progress.minutes, steps=progress.step, best=progress.best)
-    say(f"run folder: {folder}")
-    run.finish()
+    sync = run.finish()
+    say(f"run folder: {folder}" + (f"\nto W&B: {sync}" if sync else ""))
     return folder
 
 
