@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python competitions
 
-.PHONY: install landmarks whale shopee test lint versions clean
+.PHONY: install landmarks whale shopee notebooks test lint versions clean
 
 install: $(VENV)/.installed
 
@@ -46,6 +46,10 @@ lint: install
 # Two workers with one thread each: most tests wait for Python to start.
 test: install lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Every notebook is run again and written as it is committed; one: make notebooks NAME=quickstart
+notebooks: install
+	OMP_NUM_THREADS=2 $(BIN)/python -m tests.notebooks $(NAME)
 
 # What CI last ran with, for people who look for a known good set.
 versions: install
