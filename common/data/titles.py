@@ -15,7 +15,7 @@ import html
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html.entities import html5
 
 import numpy as np
@@ -81,6 +81,10 @@ def words(text: str, *, stop: frozenset[str] = STOP_WORDS) -> list[str]:
     """The words of a cleaned title without stop words; all of them when it has no other."""
     found = text.split()
     return [word for word in found if word not in stop] or found
+
+
+# `data.titles` of a config: how a title is spelled before an encoder reads it.
+SPELLINGS: dict[str, Callable[[str], str]] = {"raw": str, "plain": plain, "clean": clean}
 
 
 class Brands:

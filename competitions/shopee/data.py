@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +18,12 @@ import pandas as pd
 from common.data.dataset import check_files
 from common.data.phash import dct_hashes, hash_values
 from common.data.tables import DataError, read_columns, read_frame
-from common.data.titles import clean, plain
+from common.data.titles import SPELLINGS
 from common.paths import find_data
 from common.types import Table
 
 SLUGS = ("shopee-product-matching",)
 SAMPLE = Path(__file__).parent / "sample"
-TITLES: dict[str, Callable[[str], str]] = {"raw": str, "plain": plain, "clean": clean}
 LIMIT = 50  # matches that a row of the submission may name
 PATTERNS = {
     "posting_id": (r"[A-Za-z0-9_.-]+", "a plain id of letters, digits, _ . and -"),
@@ -47,8 +45,8 @@ class DataConfig:
     hidden: int = 70_000
 
     def __post_init__(self) -> None:
-        if self.titles not in TITLES:
-            raise ValueError(f"data.titles={self.titles!r}: choose {', '.join(TITLES)}.")
+        if self.titles not in SPELLINGS:
+            raise ValueError(f"data.titles={self.titles!r}: choose {', '.join(SPELLINGS)}.")
         if self.folds < 2 or self.fold >= self.folds:
             raise ValueError(
                 f"data.fold={self.fold} of data.folds={self.folds}: at least 2 folds, the first "
@@ -168,7 +166,9 @@ def _csv(path: Path, more: list[str]) -> pd.DataFrame:
 
 def _table(frame: pd.DataFrame, folder: Path, labels: np.ndarray, titles: str) -> Table:
     paths = np.array([os.fsencode(folder / name) for name in frame["image"]])
-    texts = np.array([TITLES[titles](title) for title in frame["title"]], np.dtypes.StringDType())
+    texts = np.array(
+        [SPELLINGS[titles](title) for title in frame["title"]], np.dtypes.StringDType()
+    )
     ids = frame["posting_id"].to_numpy(np.str_)
     return Table(ids, paths, labels.astype(np.int64), titles=texts)
 
