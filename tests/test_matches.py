@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 
 from common.config import ConfigError
 from common.notes import Notes
-from common.rerank import matches, sources
+from common.rerank import matches, rules, sources
 from common.rerank.blending import neighborhood_blending
 from common.rerank.listings import Listings, listing_columns
 from common.rerank.sources import Sources
@@ -100,7 +100,7 @@ def test_mean_of_powers(two):
 
 def test_complete_follows_friends_of_friends(two):
     near = matches.nearest(two, of="image", k=5)
-    found = pairs(matches.complete(near, top=3, cost=0.05))
+    found = pairs(rules.complete(near, top=3, cost=0.05))
     listed = pairs(near)
     expected = dict(listed)
     for a in range(N):
@@ -118,34 +118,34 @@ def test_mutual_ranks_and_gaps_and_both_ways(two):
     near = matches.nearest(two, of="text", k=6)
     listed = pairs(near)
     lists = [row.tolist() for row in near.index]
-    gained = pairs(matches.mutual_ranks(near, None, {}, first=2, gain=1.0))
+    gained = pairs(rules.mutual_ranks(near, None, {}, first=2, gain=1.0))
     for (i, j), score in listed.items():
         mutual = j in lists[i][:2] and i in lists[j][:2]
         assert gained[i, j] == pytest.approx(score + mutual, abs=1e-6)
-    gained = pairs(matches.rank_gap(near, None, {}, gap=0.1, gain=1.0))
+    gained = pairs(rules.rank_gap(near, None, {}, gap=0.1, gain=1.0))
     for (i, j), score in listed.items():
         lead = j == lists[i][0] and listed[i, j] - listed[i, lists[i][1]] >= 0.1
         assert gained[i, j] == pytest.approx(score + lead, abs=1e-6)
     asymmetric = Neighbors(near.index, near.score + torch.arange(N)[:, None] / 100).sorted()
     once = pairs(asymmetric)
-    for (i, j), score in pairs(matches.both_ways(asymmetric)).items():
+    for (i, j), score in pairs(rules.both_ways(asymmetric)).items():
         assert score == pytest.approx((once[i, j] + once.get((j, i), once[i, j])) / 2, abs=1e-6)
 
 
 def test_a_gain_is_found_only_where_it_helps(two, truth):
     memory = {}
     near = matches.nearest(two, of="image", k=8)
-    found = matches.mutual_ranks(near, truth, memory, first=2)
+    found = rules.mutual_ranks(near, truth, memory, first=2)
     assert truth.best(found)[1] >= truth.best(near)[1]
     assert memory["gain"] >= 0
     with pytest.raises(ConfigError, match="mutual_ranks looks for a gain"):
-        matches.mutual_ranks(near, None, {})
+        rules.mutual_ranks(near, None, {})
 
 
 def test_titles_that_state_other_amounts_are_no_match(two):
     titles = [f"tea {500 if i % 2 else 250} ml" if i < 20 else "tea" for i in range(N)]
     near = matches.nearest(two, of="image", k=N)
-    left = pairs(matches.unit_veto(near, Listings(titles)))
+    left = pairs(rules.unit_veto(near, Listings(titles)))
     expected = {(i, j) for i, j in pairs(near) if not (i < 20 and j < 20 and (i + j) % 2)}
     assert set(left) == expected
 
@@ -248,3 +248,11 @@ def test_columns_of_pairs(tmp_path):
     assert found["words_apart"].tolist() == [0, 1, 0, 0]
     assert np.isnan(found["bytes_ratio"]).all()
     assert np.isnan(listing_columns(Listings(titles), np.array([0]), np.array([1]))["hash"]).all()
+
+
+def test_brands_and_what_every_shop_writes():
+    titles = ["acme red tea"] * 3 + ["promo bolt soap"] * 3 + ["tea"]
+    found = listing_columns(Listings(titles), np.array([0, 0, 0, 3]), np.array([1, 3, 6, 4]))
+    assert found["brand"][[0, 1, 3]].tolist() == [1, 0, 1]
+    assert np.isnan(found["brand"][2])  # one names none
+    assert found["words_b"].tolist() == [3, 2, 1, 2]

@@ -134,12 +134,12 @@ def found_scores(found, query, candidate):
     return found.score[torch.from_numpy(query)][hit].numpy()
 
 
-def test_the_network_learns_pairs_and_is_kept_for_the_test(pool, near):
+def test_the_network_learns_pairs_and_is_kept_for_the_test(pool, near, tmp_path):
     where, _, truth = pool
     settings = {"epochs": 60, "heads": 4, "hidden": 4, "folds": 3, "dropout": 0.2, "top": 8}
-    memory, notes = {}, Notes()
-    found = graph_attention(near, where, truth, memory, notes=notes, **settings)
-    again = graph_attention(near, where, truth, {}, **settings)
+    memory, notes, file = {}, Notes(), str(tmp_path / "graph.safetensors")
+    found = graph_attention(near, where, truth, memory, notes=notes, model=file, **settings)
+    again = graph_attention(near, where, truth, {}, model=file, **settings)  # learned anew
     assert torch.equal(found.score, again.score)
     values = notes.numbers["graph_attention: average precision, out of fold"]
     share = (LABELS[near.index.numpy()] == LABELS[:, None]).mean()
@@ -147,10 +147,16 @@ def test_the_network_learns_pairs_and_is_kept_for_the_test(pool, near):
     assert truth.best(found)[1] > truth.best(near)[1] - 0.05
     test = graph_attention(near, where, None, memory, **settings)
     assert ((test.score[:, 0] >= 0) & (test.score[:, 0] <= 1)).all()
-    assert len(memory["networks"]) == 3
+    kept = graph_attention(near, where, None, {}, model=file, **settings)
+    assert torch.equal(test.score, kept.score)
+    with pytest.raises(ValueError, match="learned from image, text, 5 features of an edge and 6"):
+        graph_attention(near, where, None, {}, of=["text"], model=file, **settings)
+    (tmp_path / "graph.safetensors").write_bytes(b"no network")
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        graph_attention(near, where, None, {}, model=file, **settings)
     with pytest.raises(ConfigError, match="graph_attention looks for pairs"):
         graph_attention(near, where, None, {}, **settings)
-    with pytest.raises(ValueError, match="folds at least 2"):
+    with pytest.raises(ValueError, match="folds of at least 2"):
         graph_attention(near, where, truth, {}, folds=1)
 
 

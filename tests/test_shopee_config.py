@@ -41,4 +41,4 @@ def test_names_that_do_not_exist_are_errors(argument, message):
 
 def test_what_members_of_an_ensemble_must_share():
     assert COMMANDS.split == ["fold", "folds"]
-    assert set(COMMANDS.shared) == {"root", "fold", "folds", "distractors", "hidden"}
+    assert set(COMMANDS.shared) == {"root", "fold", "folds", "distractors", "strangers", "hidden"}

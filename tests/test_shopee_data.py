@@ -18,6 +18,7 @@ from common.data.titles import clean, plain
 from common.metrics import mean_f1
 from competitions.shopee.data import SAMPLE, DataConfig, read
 from competitions.shopee.held import Held
+from competitions.shopee.matching import truth_of
 
 HEADER = ["posting_id", "image", "image_phash", "title", "label_group"]
 PHASH = "94974f937d4c2433"
@@ -88,7 +89,7 @@ def test_order_of_the_csv_does_not_matter(root):
     after = read_at(root)
     assert before.fingerprint() == after.fingerprint()
     assert before.train.labels.tolist() == after.train.labels.tolist()
-    settings = DataConfig(distractors=4)
+    settings = DataConfig(distractors=4, strangers=["train"])
     one, two = Held.of(before, settings), Held.of(after, settings)
     assert one.queries.tolist() == two.queries.tolist()
     assert one.distractors.tolist() == two.distractors.tolist()
@@ -149,7 +150,8 @@ def test_a_stub_of_a_test_set_may_lack_its_pictures_and_stands_for_the_hidden_on
     held = Held.of(data, DataConfig(hidden=5000))
     assert held.wanted == 5000 - 240
     assert held.describe() == (
-        "held out: 240 listings in 60 groups, among 960 distractors, all there are of 4760 wanted"
+        "held out: 240 listings in 60 groups, among 3 of the test and 960 of train distractors, "
+        "4760 are wanted"
     )
 
 
@@ -205,6 +207,8 @@ def test_bad_files_are_errors_before_any_work(root, spoil, message):
         ({"folds": 1}, "at least 2"),
         ({"distractors": -2}, "=-2"),
         ({"hidden": 0}, "data.hidden=0"),
+        ({"strangers": ["index"]}, "test, train, both"),
+        ({"strangers": ["test", "test"]}, "test, train, both"),
         ({"titles": "tidy"}, "choose raw, plain, clean"),
     ],
 )
@@ -232,7 +236,7 @@ def test_folds_hold_out_every_group_once_and_whole():
 @pytest.mark.parametrize("wanted", [0, 1, 50, 300, 10**6])
 def test_distractors_are_whole_groups_of_the_training_rows(wanted):
     data = read(DataConfig())
-    held = Held.of(data, DataConfig(distractors=wanted))
+    held = Held.of(data, DataConfig(distractors=wanted, strangers=["train"]))
     labels = data.train.labels
     assert held.train[held.distractors].all()
     assert len(set(held.distractors.tolist())) == len(held.distractors)
@@ -246,7 +250,32 @@ def test_distractors_are_whole_groups_of_the_training_rows(wanted):
 def test_as_crowded_as_the_test_by_default():
     data = read(DataConfig())
     held = Held.of(data, DataConfig())
-    assert 0 <= len(data.test) - len(held.gallery) < 7
+    assert held.size == len(data.test)  # of whom most are the test's own
+    held = Held.of(data, DataConfig(strangers=["train"]))
+    assert 0 <= len(data.test) - held.size < 7
+
+
+def test_strangers_of_the_test_come_first_and_are_nobodys_match():
+    data = read(DataConfig())
+    few = Held.of(data, DataConfig(distractors=100))
+    assert (len(few.strangers), len(few.distractors)) == (100, 0)
+    assert len(set(few.strangers.tolist())) == 100
+    many = Held.of(data, DataConfig(distractors=len(data.test) + 50))
+    assert many.strangers.tolist() == list(range(len(data.test)))
+    assert 50 - 7 < len(many.distractors) <= 50
+    turned = Held.of(data, DataConfig(distractors=600, strangers=["train", "test"]))
+    assert len(turned.distractors) == turned.train.sum()
+    assert len(turned.strangers) == 600 - turned.train.sum()
+    none = Held.of(data, DataConfig(strangers=[]))
+    assert none.size == len(none.queries)
+    truth = truth_of(data, many)
+    assert len(truth.labels) == len(truth.asked) == many.size
+    assert truth.asked.sum() == len(many.queries)
+    others = truth.labels[len(many.gallery) :]
+    assert len(set(others.tolist())) == len(data.test)
+    assert not set(others.tolist()) & set(data.train.labels.tolist())
+    assert truth.crowd == 1
+    assert truth_of(data, none).crowd == pytest.approx((len(data.test) - 1) / (none.size - 1))
 
 
 def test_truth_is_every_listing_of_the_group():

@@ -20,7 +20,7 @@ from scipy import sparse
 
 from common.data.amounts import Amounts
 from common.data.edits import similarities
-from common.data.titles import clean
+from common.data.titles import Brands, clean, words
 
 Array = np.ndarray
 _PAIRS = 1 << 17  # rows of a block of pairs
@@ -63,12 +63,22 @@ class Listings:
         return np.array(rows, np.float64).reshape(-1, 3)
 
     @cached_property
+    def tokens(self) -> list[list[str]]:
+        """Words of the cleaned titles, without those that every shop writes."""
+        return [words(text) for text in self.cleaned]
+
+    @cached_property
+    def brands(self) -> Array:
+        """`(N,)` int64 brand of each title as these titles themselves tell it, -1 for none."""
+        return Brands().fit(self.tokens).transform(self.tokens)
+
+    @cached_property
     def words(self) -> sparse.csr_matrix:
-        """`(N, V)` float32, 1 for a word that the cleaned title has."""
+        """`(N, V)` float32, 1 for a word of `tokens` that the title has."""
         number: dict[str, int] = {}
         rows, columns = [], []
-        for row, text in enumerate(self.cleaned):
-            for word in set(text.split()):
+        for row, found in enumerate(self.tokens):
+            for word in set(found):
                 rows.append(row)
                 columns.append(number.setdefault(word, len(number)))
         shape = (len(self), max(len(number), 1))
@@ -85,14 +95,16 @@ def listing_columns(listings: Listings, a: Array, b: Array) -> dict[str, Array]:
 
     `edits, sorted_edits`: 1 - Levenshtein distance / longer length of titles, and of titles with
     their words sorted; `letters, words` of each with their difference; `shared_words` as a Jaccard
-    index; `agree, differ`: quantities that both titles state; `hash` bits that differ; `bytes` and
-    `pixels_per_byte` of each and the ratio of bytes.
+    index, stop words left out of both; `brand`: 1 for the same, 0 for two; `agree, differ`:
+    quantities that both titles state; `hash` bits that differ; `bytes` and `pixels_per_byte` of
+    each and the ratio of bytes.
     """
     letters = np.array([len(text) for text in listings.cleaned], np.float32)
     counts = np.asarray(listings.words.sum(1), np.float32).ravel()
     shared = _shared(listings.words, a, b)
     union = counts[a] + counts[b] - shared
     compared = listings.amounts.compare(a, b)
+    brand = listings.brands
     size, width, height = (listings.files[:, place] for place in range(3))
     with np.errstate(divide="ignore", invalid="ignore"):
         density = np.where(size > 0, width * height / size, np.nan)
@@ -107,6 +119,7 @@ def listing_columns(listings: Listings, a: Array, b: Array) -> dict[str, Array]:
         "words_b": counts[b],
         "words_apart": np.abs(counts[a] - counts[b]),
         "shared_words": np.where(union > 0, shared / np.maximum(union, 1), np.nan),
+        "brand": np.where((brand[a] < 0) | (brand[b] < 0), np.nan, brand[a] == brand[b]),
         "agree": (compared == 1).sum(1),
         "differ": (compared == -1).sum(1),
         "hash": _hash_distance(listings.hashes, a, b),

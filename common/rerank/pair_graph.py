@@ -10,28 +10,19 @@ Origin: Shopee 2021 2nd place; the network is `common.rerank.edge_attention`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from common.data.folds import group_folds
 from common.notes import Notes
-from common.rerank.edge_attention import EdgeAttention, PairGraph, train_edges
+from common.rerank.edge_attention import PairGraph
+from common.rerank.edge_model import EdgeModel
 from common.rerank.graph import neighbor_edges
 from common.rerank.pair_trees import asked_pairs
 from common.rerank.sources import Memory, Sources, needed
 from common.rerank.truth import Truth
 from common.types import Neighbors
-
-
-class _Scale(NamedTuple):
-    """Mean and deviation of features on held-out listings."""
-
-    edge_mean: torch.Tensor
-    edge_std: torch.Tensor
-    node_mean: torch.Tensor
-    node_std: torch.Tensor
 
 
 def graph_attention(
@@ -51,6 +42,7 @@ def graph_attention(
     lr: float = 0.01,
     folds: int = 5,
     seed: int = 0,
+    model: str = "",
     notes: Notes | None = None,
     device: torch.device | None = None,
 ) -> Neighbors:
@@ -66,7 +58,7 @@ def graph_attention(
         neighbors: `(N, K)`; the probabilities of `lightgbm_pairs` are a good start.
         sources: of the listings.
         truth: of held-out listings.
-        memory: the trained networks.
+        memory: the trained model.
         of: which sources; none: all.
         least: smallest score of an edge; null: any. Their 0.3 is of such a probability.
         top: edges of a listing.
@@ -78,64 +70,41 @@ def graph_attention(
         lr: peak learning rate.
         folds: networks.
         seed: of folds and weights.
+        model: file of a model: written after learning, read where nothing is held out.
         notes: gets the average precision out of fold.
         device: where the network runs.
 
     Raises:
-        ConfigError: nothing held out to learn from.
-        ValueError: fewer groups than folds, or pairs of one kind alone.
+        ConfigError: no model, and nothing held out to learn from.
+        ValueError: fewer groups than folds, pairs of one kind alone, a model of other sources.
     """
-    if top < 1 or folds < 2 or epochs < 1:
-        raise ValueError(
-            f"graph_attention: top and epochs must be at least 1, folds at least 2, got {top}, "
-            f"{epochs}, {folds}."
-        )
-    kept = _edges_of(neighbors, top, least)
-    a, b, graph = pair_graph(kept, sources, sources.names(of or ()))
+    if top < 1:
+        raise ValueError(f"graph_attention: top must be at least 1, got {top}.")
+    fresh = EdgeModel(folds, heads, hidden, dropout, epochs, lr, seed)
+    kept, names = _edges_of(neighbors, top, least), sources.names(of or ())
+    a, b, graph = pair_graph(kept, sources, names)
     if not graph.pairs:
         return kept
-    place = torch.device("cpu") if device is None else torch.device(device)
-    if "networks" not in memory:
-        known = needed(truth, "graph_attention", "pairs to learn from")
-        memory["scale"] = scale = _scale_of(graph)
-        graph = _scaled(graph, scale, place)
-        rows, groups, same = asked_pairs(known, a, b)
-        if same.all() or not same.any():
-            raise ValueError(
-                "graph_attention: all pairs to learn from are of one kind: lower least, raise top."
-            )
-        _, code, count = np.unique(known.labels, return_inverse=True, return_counts=True)
-        size_of = dict(zip(known.labels.tolist(), count[code].tolist(), strict=True))
-        sizes = np.array([size_of[label] for label in groups[:, 0].tolist()], np.float64)
-        fold = group_folds(groups.ravel(), folds, seed).reshape(groups.shape)
-        memory["networks"], score = [], torch.zeros(graph.pairs)
-        for number in range(folds):
-            seen = np.flatnonzero((fold != number).all(1))
-            with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
-                torch.manual_seed(seed + number)  # of weights and of what is dropped
-                network = EdgeAttention(
-                    graph.nodes.shape[1], graph.edges.shape[1], heads, hidden, dropout
-                ).to(place)
-                train_edges(
-                    network,
-                    graph,
-                    torch.from_numpy(rows[seen]).to(place),
-                    torch.from_numpy(same[seen].astype(np.float32)).to(place),
-                    torch.from_numpy(sizes[seen] ** power).float().to(place),
-                    epochs=epochs,
-                    lr=lr,
-                )
-            memory["networks"].append(network)
-            held = torch.from_numpy(rows[fold[:, 0] == number])
-            score[held] = _probability(network, graph)[held]
-        if notes is not None:
-            _note(notes, score[torch.from_numpy(rows)].numpy(), same)
-        others = torch.ones(graph.pairs, dtype=torch.bool)
-        others[torch.from_numpy(rows)] = False
-        score[others] = _mean(memory["networks"], graph)[others]
-    else:
-        graph = _scaled(graph, memory["scale"], place)
-        score = _mean(memory["networks"], graph)
+    networks: EdgeModel | None = memory.get("model")
+    if networks is None and truth is None and model and Path(model).is_file():
+        networks = memory["model"] = EdgeModel.load(model)
+    if networks is not None:
+        return _as_lists(a, b, networks.predict(graph, device), len(neighbors))
+    known = needed(truth, "graph_attention", "pairs to learn from")
+    rows, groups, same = asked_pairs(known, a, b)
+    _, code, count = np.unique(known.labels, return_inverse=True, return_counts=True)
+    first = np.where(known.asked[a[rows]], a[rows], b[rows])
+    weight = count[code][first].astype(np.float64) ** power
+    networks = memory["model"] = fresh.fit(graph, names, rows, same, groups, weight, device)
+    if model:
+        networks.save(model)
+    if notes is not None:
+        notes.numbers |= {
+            "graph_attention: average precision, out of fold": networks.average_precision_,
+            "graph_attention: pairs": float(len(same)),
+        }
+    score = networks.predict(graph, device)
+    score[rows] = networks.out_of_fold_
     return _as_lists(a, b, score, len(neighbors))
 
 
@@ -203,38 +172,10 @@ def _similarity(sources: Sources, name: str, a: np.ndarray, b: np.ndarray) -> to
     return torch.cat(found) if found else torch.zeros(0)
 
 
-def _scale_of(graph: PairGraph) -> _Scale:
-    return _Scale(
-        graph.edges.mean(0),
-        graph.edges.std(0, correction=0).clamp(min=1e-6),
-        graph.nodes.mean(0),
-        graph.nodes.std(0, correction=0).clamp(min=1e-6),
-    )
-
-
-def _scaled(graph: PairGraph, scale: _Scale, place: torch.device) -> PairGraph:
-    return PairGraph(
-        graph.source.to(place),
-        graph.target.to(place),
-        ((graph.edges - scale.edge_mean) / scale.edge_std).to(place),
-        ((graph.nodes - scale.node_mean) / scale.node_std).to(place),
-    )
-
-
-@torch.no_grad()
-def _probability(network: EdgeAttention, graph: PairGraph) -> torch.Tensor:
-    score: torch.Tensor = network(graph).sigmoid().cpu()
-    return score
-
-
-def _mean(networks: list[EdgeAttention], graph: PairGraph) -> torch.Tensor:
-    return torch.stack([_probability(network, graph) for network in networks]).mean(0)
-
-
-def _as_lists(a: np.ndarray, b: np.ndarray, score: torch.Tensor, size: int) -> Neighbors:
+def _as_lists(a: np.ndarray, b: np.ndarray, score: np.ndarray, size: int) -> Neighbors:
     """Each pair in the lists of both its ends."""
     rows = np.concatenate([a, b])
-    others, values = np.concatenate([b, a]), np.tile(score.numpy(), 2)
+    others, values = np.concatenate([b, a]), np.tile(score, 2)
     order = np.lexsort((others, -values, rows))
     count = np.bincount(rows, minlength=size)
     column = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
@@ -243,14 +184,3 @@ def _as_lists(a: np.ndarray, b: np.ndarray, score: torch.Tensor, size: int) -> N
     index[rows[order], column] = others[order]
     table[rows[order], column] = values[order]
     return Neighbors(torch.from_numpy(index), torch.from_numpy(table))
-
-
-def _note(notes: Notes, score: np.ndarray, same: np.ndarray) -> None:
-    from sklearn.metrics import average_precision_score
-
-    notes.numbers |= {
-        "graph_attention: average precision, out of fold": float(
-            average_precision_score(same, score)
-        ),
-        "graph_attention: pairs": float(len(same)),
-    }

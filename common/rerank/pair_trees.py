@@ -66,7 +66,7 @@ def lightgbm_pairs(
         min_leaf: fewest pairs in a leaf.
         seed: of folds and of the features' choice.
         threads: LightGBM's; 0: all cores. The trees do not depend on it.
-        model: folder of a model: read when there is one, else written.
+        model: folder of a model: written after learning, read where nothing is held out.
         notes: gets importances and the figures out of fold.
         device: where the neighborhoods are searched.
 
@@ -78,7 +78,7 @@ def lightgbm_pairs(
     if not len(table):
         return neighbors
     trees: PairModel | None = memory.get("model")
-    if trees is None and model and Path(model).is_dir():
+    if trees is None and truth is None and model and Path(model).is_dir():
         trees = memory["model"] = PairModel.load(model)
     if trees is not None:
         return table.table(trees.predict(table.values), neighbors).sorted()

@@ -16,7 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from scipy import sparse
 
 from common.blend import blend_embeddings
 from common.config import ConfigError
@@ -49,6 +51,20 @@ class Sources:
 
     def __len__(self) -> int:
         return len(self.first)
+
+    @staticmethod
+    def concatenate(tables: Sequence[Sources]) -> Sources:
+        """The listings of several tables, which have the same parts, one after another."""
+        parts, short = {}, {}
+        for name in tables[0].parts:
+            some = [table.parts[name] for table in tables]
+            ids = np.concatenate([one.ids for one in some])
+            parts[name] = Embeddings(ids, torch.cat([one.vectors for one in some]))
+        for name in tables[0].sparse:
+            rows = [table.sparse[name] for table in tables]
+            ids = np.concatenate([one.ids for one in rows])
+            short[name] = SparseEmbeddings(ids, sparse.vstack([one.matrix for one in rows]))
+        return Sources(parts, short)
 
     @property
     def first(self) -> Embeddings:

@@ -89,5 +89,5 @@ COMMANDS = Commands(
     "shopee",
     check,
     partial(steps_help, {"matching:": STEPS}),
-    shared=("distractors", "hidden"),
+    shared=("distractors", "strangers", "hidden"),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ class DataConfig:
     fold: int = 0
     folds: int = 5
     distractors: int = -1
+    strangers: list[str] = field(default_factory=lambda: ["test", "train"])
     hidden: int = 70_000
 
     def __post_init__(self) -> None:
@@ -55,6 +56,12 @@ class DataConfig:
         if self.distractors < -1:
             raise ValueError(
                 f"data.distractors={self.distractors}: a number, or -1 for as many as the test has."
+            )
+        if set(self.strangers) - {"test", "train"} or len(set(self.strangers)) != len(
+            self.strangers
+        ):
+            raise ValueError(
+                f"data.strangers={self.strangers}: test, train, both in either order, or []."
             )
         if self.hidden < 1:
             raise ValueError(f"data.hidden={self.hidden}: how many listings the hidden test has.")

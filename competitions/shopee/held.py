@@ -2,7 +2,10 @@
 
 A threshold is only as good as the crowd it was found in: among a fold's 7,000 listings a stranger
 seldom comes near, among the 70,000 of the test one often does. So other listings stand by as
-distractors ("in-fold noise" of the 4th place): neighbors that may be predicted, never asked.
+distractors ("in-fold noise" of the 4th place): neighbors that may be predicted, never asked. Those
+of the train table the encoders have learned to keep apart, so they come near less often than the
+test's do; the listings of the test itself, whose products are not those of train, are the crowd
+that the threshold has to stand.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ class Held:
         train: `(N,)` bool, rows to train on.
         queries: `(Q,)` rows that are held out; each is asked for its group among the gallery.
         distractors: `(D,)` rows that training saw, whole groups; they are in the gallery only.
-        wanted: how many distractors there should be; fewer when train.csv has no more.
+        wanted: how many distractors there should be; fewer when there are no more.
+        strangers: `(S,)` rows of the test that are distractors too.
     """
 
     table: Table
@@ -34,6 +38,7 @@ class Held:
     queries: np.ndarray
     distractors: np.ndarray
     wanted: int
+    strangers: np.ndarray
 
     @classmethod
     def of(cls, data: Shopee, config: DataConfig) -> Held | None:
@@ -51,12 +56,21 @@ class Held:
         wanted = config.distractors
         if wanted < 0:
             wanted = max(data.hidden - len(queries), 0)
-        return cls(data.train, train, queries, _whole_groups(data, train, wanted), wanted)
+        taken, left = {"test": np.zeros(0, np.int64), "train": np.zeros(0, np.int64)}, wanted
+        for name in config.strangers:
+            rows = _some(data.test, left) if name == "test" else _whole_groups(data, train, left)
+            taken[name], left = rows, left - len(rows)
+        return cls(data.train, train, queries, taken["train"], wanted, taken["test"])
 
     @property
     def gallery(self) -> np.ndarray:
-        """`(Q + D,)` rows to search: the queries first, so that query i is gallery row i."""
+        """`(Q + D,)` rows of train to search, the queries first: query i is gallery row i."""
         return np.concatenate([self.queries, self.distractors])
+
+    @property
+    def size(self) -> int:
+        """Listings that are searched: queries and distractors of both tables."""
+        return len(self.gallery) + len(self.strangers)
 
     def truth(self) -> dict[str, list[str]]:
         """Posting_ids of each query's group, itself included, as `common.metrics.mean_f1` wants."""
@@ -70,11 +84,20 @@ class Held:
         """One line of counts."""
         groups = len(np.unique(self.table.labels[self.queries]))
         text = f"held out: {len(self.queries)} listings in {groups} groups"
-        if self.wanted or len(self.distractors):
-            text += f", among {len(self.distractors)} distractors"
-        if len(self.distractors) == self.train.sum() < self.wanted:
-            text += f", all there are of {self.wanted} wanted"
+        counts = {"the test": len(self.strangers), "train": len(self.distractors)}
+        there = [f"{count} of {name}" for name, count in counts.items() if count]
+        if self.wanted or there:
+            text += f", among {' and '.join(there) or 'no'} distractors"
+        # Whole groups seldom add up to the very number.
+        if sum(counts.values()) < 0.95 * self.wanted:
+            text += f", {self.wanted} are wanted"
         return text
+
+
+def _some(table: Table, count: int) -> np.ndarray:
+    """At most `count` rows at random, in the table's order."""
+    rows = np.random.default_rng(0).permutation(len(table))[:count]
+    return np.sort(rows)
 
 
 def _whole_groups(data: Shopee, train: np.ndarray, count: int) -> np.ndarray:

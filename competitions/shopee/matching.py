@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from common.data import augment
 from common.engine.extract import ViewConfig, embed_table
 from common.notes import Notes
 from common.pipeline.vectors import Vectors
-from common.rerank import grouped, matches, pair_graph, pair_trees, sources
+from common.rerank import grouped, matches, pair_graph, pair_trees, rules, sources
+from common.rerank.graph import size_shares
 from common.rerank.listings import Listings
 from common.rerank.sources import Sources
 from common.rerank.truth import Truth
@@ -30,7 +31,7 @@ from common.types import Embeddings, Neighbors, Table
 from .data import Shopee, titles_of
 from .held import Held
 
-STEPS = catalog(sources, matches, pair_trees, pair_graph, grouped)
+STEPS = catalog(sources, matches, rules, pair_trees, pair_graph, grouped)
 # For Python: they do not map an entry of the state.
 for _call in ("sources", "needed", "pair_table", "asked_pairs", "pair_graph"):
     del STEPS[_call]
@@ -43,6 +44,7 @@ STATE = {
     "run",
     "queries",
     "gallery",
+    "sizes",
     "notes",
     "device",
 }
@@ -59,12 +61,14 @@ class Pool:
         table: their rows.
         sources: their embeddings.
         listings: titles, hashes and files.
+        sizes: share of the train listings whose group has 1, 2, 3, ... members.
         truth: who belongs together, for held-out listings and their distractors.
     """
 
     table: Table
     sources: Sources
     listings: Listings
+    sizes: list[float]
     truth: Truth | None = None
 
 
@@ -103,36 +107,45 @@ class Titles:
 
 def test_pool(data: Shopee, runs: Mapping[str, Vectors], titles: Titles) -> Pool:
     """All listings of the test."""
-    given = {name: own.test for name, own in runs.items()}
-    return _pool(data, "test", np.arange(len(data.test)), given, titles)
+    return _pool(data, {"test": np.arange(len(data.test))}, runs, titles)
 
 
 def held_pool(data: Shopee, held: Held, runs: Mapping[str, Vectors], titles: Titles) -> Pool:
     """The held-out listings and their distractors, with what is known of them."""
-    given = {name: own.train for name, own in runs.items()}
-    pool = _pool(data, "train", held.gallery, given, titles)
+    pool = _pool(data, {"train": held.gallery, "test": held.strangers}, runs, titles)
     pool.truth = truth_of(data, held)
     return pool
 
 
 def truth_of(data: Shopee, held: Held) -> Truth:
-    """The groups of `held.gallery`; where strangers are too few, a false match counts for more."""
-    rows = held.gallery
-    asked = np.arange(len(rows)) < len(held.queries)
-    crowd = max(1.0, (data.hidden - 1) / max(len(rows) - 1, 1)) if held.wanted else 1.0
-    return Truth(data.train.labels[rows], asked, crowd)
+    """The groups of the held-out pool; where strangers are too few, a false match counts for more.
+
+    A listing of the test is a group of its own: of none that is asked for.
+    """
+    alone = len(data.classes) + np.arange(len(held.strangers))
+    labels = np.concatenate([data.train.labels[held.gallery], alone])
+    asked = np.arange(held.size) < len(held.queries)
+    crowd = max(1.0, (data.hidden - 1) / max(held.size - 1, 1)) if held.wanted else 1.0
+    return Truth(labels, asked, crowd)
 
 
 def _pool(
-    data: Shopee, name: str, rows: np.ndarray, given: dict[str, Embeddings], titles: Titles
+    data: Shopee, rows: Mapping[str, np.ndarray], runs: Mapping[str, Vectors], titles: Titles
 ) -> Pool:
-    table = getattr(data, name).take(rows)
-    own = {key: part.select(table.ids) for key, part in given.items()}
-    short = titles.of(name, table.ids)
-    if clash := sorted(own.keys() & short.parts.keys()):
-        raise ConfigError(f"A run and the titles are both called {clash[0]!r}.")
-    listings = Listings(titles_of(table), data.hashes(name)[rows], table.paths)
-    return Pool(table, Sources({**own, **short.parts}, short.sparse), listings)
+    """Rows of the tables, one table's after the other's."""
+    tables, parts = [], []
+    for name, some in rows.items():
+        table = getattr(data, name).take(some)
+        own = {key: getattr(run, name).select(table.ids) for key, run in runs.items()}
+        short = titles.of(name, table.ids)
+        if clash := sorted(own.keys() & short.parts.keys()):
+            raise ConfigError(f"A run and the titles are both called {clash[0]!r}.")
+        tables.append(table)
+        parts.append(Sources({**own, **short.parts}, short.sparse))
+    table = Table.concatenate(tables)
+    hashes = np.concatenate([data.hashes(name)[some] for name, some in rows.items()])
+    listings = Listings(titles_of(table), hashes, table.paths)
+    return Pool(table, Sources.concatenate(parts), listings, size_shares(data.train.labels))
 
 
 def by_kind(
@@ -176,7 +189,7 @@ def match(
 
     def run(chosen: Any, own: Memory) -> Neighbors:
         spent = dict(notes.seconds)  # what a step lets run counts as that step's time
-        inner = Pool(pool.table, state["sources"], pool.listings, pool.truth)
+        inner = replace(pool, sources=state["sources"])
         found = match(chosen, inner, own, notes, device)
         notes.seconds = spent
         return found
@@ -185,6 +198,7 @@ def match(
         "sources": pool.sources,
         "listings": pool.listings,
         "truth": pool.truth,
+        "sizes": pool.sizes,
         "run": run,
         "queries": pool.sources.first,
         "gallery": pool.sources.first,
@@ -209,14 +223,15 @@ def quick_scores(
 ) -> dict[str, float]:
     """F1 at its best threshold, and recall of the nearest, of held-out listings in one view.
 
-    Among at most twice as many distractors: an epoch's figure, compared with the epoch's before.
+    Among at most twice as many of train: an epoch's figure, compared with the epoch's before.
     """
     settings = ViewConfig(size=size, fit=view.fit, batch_size=view.batch_size, workers=view.workers)
     transform = augment.build("none", size, False, fit=view.fit)
-    some = Held(held.table, held.train, held.queries, held.distractors[: 2 * len(held.queries)], 0)
-    vectors = embed_table(model, held.table.take(some.gallery), settings, transform, device)
+    others = np.random.default_rng(0).permutation(np.flatnonzero(held.train))
+    rows = np.concatenate([held.queries, others[: 2 * len(held.queries)]])
+    vectors = embed_table(model, held.table.take(rows), settings, transform, device)
     near = search(vectors, vectors, 50, exclude_self=True)
-    truth = truth_of(data, some)
+    truth = Truth(held.table.labels[rows], np.arange(len(rows)) < len(held.queries))
     score = truth.best(near)[1]
     first = truth.hits(near.index)[:, 0]
     recall = float(first[truth.totals > 1].mean()) if (truth.totals > 1).any() else 0.0
