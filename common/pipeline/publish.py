@@ -15,6 +15,7 @@ from common.pipeline.scores import score_rows, table
 from common.report.files import Analysis, save_analysis, write_json
 from common.report.maps import Images, embedding_map
 from common.report.page import write_report
+from common.report.queries import Queries, save_queries
 from common.submission import check, write
 from common.track import Run
 
@@ -48,6 +49,7 @@ def publish(
     names: Mapping[str, str],
     clock: Clock,
     *,
+    parts: Mapping[str, Queries],
     joined: Sequence[str | Path] = (),
     above: Sequence[dict[str, Any]] = (),
 ) -> None:
@@ -60,10 +62,12 @@ def publish(
         scores: `{"test/gap": ..., "held-out/gap": ...}`.
         names: how each metric is called in print: `{"gap": "GAP"}`.
         clock: of the script.
+        parts: what each query adds to the scores, for comparisons.
         joined: run folders of an ensemble, whose scores are shown above its own.
         above: further rows above them.
     """
     run.summary(**scores)
+    save_queries(folder, parts)
     rows = score_rows(folder, scores, [Path(other) for other in joined], names)
     analysis.scores = [*above, *rows]
     analysis.stages = clock.rows()
@@ -76,7 +80,7 @@ def publish(
 def draw_map(
     folder: Path,
     asked: Question,
-    marks: np.ndarray,
+    first: np.ndarray,
     classes: np.ndarray,
     clock: Clock,
     *,
@@ -88,13 +92,16 @@ def draw_map(
     Args:
         folder: the run folder.
         asked: the question.
-        marks: `(Q,)` right, wrong or none (of nothing known) each.
+        first: `(Q,)` label of each query's answer.
         classes: `(C,)` names.
         clock: of the script.
         none: name of label -1.
         labels: `(G,)` of the gallery; unset, what the steps know of it.
     """
-    truth = np.full(len(marks), -1) if asked.truth is None else asked.truth
+    truth, marks = np.full(len(first), -1), np.full(len(first), "unknown")
+    if asked.truth is not None:
+        truth = asked.truth
+        marks = np.where(truth < 0, "none", np.where(first == truth, "right", "wrong"))
     known = asked.gallery_labels.numpy() if labels is None else labels
     queries = Images(asked.queries, asked.query_paths, truth, marks, asked.query_boxes)
     gallery = Images(

@@ -138,6 +138,43 @@ def pairs(items: Sequence[Json]) -> list[Drawing]:
     ]
 
 
+def placed(stored: Json) -> Json:
+    """A map of `report.maps` in units of its drawing, 1000 wide; empty where there is none.
+
+    `marks` are the kinds that it has, `data` what its script reads.
+    """
+    if not stored.get("points"):
+        return {}
+    points = [
+        {**point, "x": round(1000 * point["x"]), "y": round(1000 * point["y"])}
+        for point in stored["points"]
+    ]
+    # Queries lie on top of the gallery, the wrong ones on top of all.
+    order = ("gallery", "unknown", "none", "right", "wrong")
+    points.sort(key=lambda point: order.index(point["mark"]))
+    asked = sum(point["mark"] != "gallery" for point in points)
+    caption = (
+        f"{stored['method']}, seed {stored['seed']}: {asked:,} of {stored['total'][0]:,} queries "
+        f"and {len(points) - asked:,} of {stored['total'][1]:,} gallery images. What is near is "
+        "alike; how far apart distant groups are says nothing."
+    )
+    if stored.get("late"):
+        caption += f" {stored['late']:,} pictures could not be read in time."
+    keys = ("x", "y", "id", "label", "mark", "picture")
+    return {
+        **stored,
+        "points": points,
+        "height": max([point["y"] for point in points] + [1]),
+        "marks": [mark for mark in order if any(point["mark"] == mark for point in points)],
+        "caption": caption,
+        "data": {
+            "points": [[point[key] for key in keys] for point in points],
+            "cell": stored["cell"],
+            "columns": stored["columns"],
+        },
+    }
+
+
 def stages(rows: Sequence[Json], summary: Json) -> list[Json]:
     """`{stage, seconds, rows, rate, share, within}`: training, then each stage of the script.
 

@@ -4,7 +4,8 @@ A row is `{query: {id, path, label}, results: [{id, path, label, score, right}, 
 `right` is True, False or None (unknown); `box` (x0, y0, x1, y1) and `title` (text shown below) may
 stand beside any path, and `measure` beside `ap` if that is another one. Results come best first. A
 row's own `score` and `right` stand for its prediction where that is not its first result (a vote
-over several).
+over several). `margin` is how far the score that decides is above the threshold; `solved` says
+whether nothing is wrong with the answer where that is more than its first result.
 """
 
 from __future__ import annotations
@@ -75,7 +76,9 @@ def collect(
 
 
 def groups(rows: Sequence[Row], *, each: int = 6, seed: int = 0) -> list[dict[str, Any]]:
-    """`{title, caption, rows}` of the worst, best and random queries; one group if there are few.
+    """`{title, caption, rows}` of the worst, best, random queries and those near the threshold.
+
+    One group if there are few; near the threshold are rows with a `margin`, the smallest first.
 
     Rows are ordered by average precision where they have one; else a right first result counts its
     score and a wrong one minus its score, so the surest mistake is the worst.
@@ -102,15 +105,24 @@ def groups(rows: Sequence[Row], *, each: int = 6, seed: int = 0) -> list[dict[st
         return [{"title": "All", "caption": words[1], "rows": [rows[i] for i in order]}]
     rest = order[each : len(rows) - each]
     drawn = np.sort(np.random.default_rng(seed).choice(rest, min(each, len(rest)), replace=False))
-    return [
+    near = sorted(
+        (row for row in rows if row.get("margin") is not None), key=lambda row: abs(row["margin"])
+    )
+    found = [
         {"title": words[0], "caption": words[1], "rows": [rows[i] for i in order[:each]]},
         {"title": words[2], "caption": words[3], "rows": [rows[i] for i in order[::-1][:each]]},
+        {
+            "title": "Near the threshold",
+            "caption": "those whose score is nearest to the threshold first",
+            "rows": near[:each],
+        },
         {
             "title": "Random",
             "caption": f"drawn with seed {seed} from the others, in the order of the file",
             "rows": [rows[i] for i in drawn],
         },
-    ][: 3 if len(drawn) else 2]
+    ]
+    return [group for group in found if group["rows"]]
 
 
 def confusions(rows: Sequence[Row], *, limit: int = 8) -> list[Row]:
@@ -136,6 +148,19 @@ def confusions(rows: Sequence[Row], *, limit: int = 8) -> list[Row]:
     return sorted(found.values(), key=lambda pair: (-pair["count"], -pair["score"]))[:limit]
 
 
+def outcome(row: Row) -> str:
+    """`right`, `wrong` or `unknown`: what a filter of the rows goes by."""
+    return verdict({"right": row.get("solved", _right(row))})
+
+
+def words_of(row: Row) -> str:
+    """Ids, labels and titles of the row and its note, in lower case, to search in."""
+    entries = [row["query"], *row.get("results", ())]
+    found = [entry.get(key) for entry in entries for key in ("id", "label", "title")]
+    texts = dict.fromkeys(str(text) for text in [*found, row.get("note")] if text not in (None, ""))
+    return " ".join(texts).lower()
+
+
 def html(table: dict[str, Any], *, limit: int | None = None) -> str:
     """The gallery of a table from `collect` as HTML text with its own style, escaped.
 
@@ -154,7 +179,12 @@ def templates() -> Environment:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"number": number, "verdict": verdict}
+    environment.filters |= {
+        "number": number,
+        "verdict": verdict,
+        "outcome": outcome,
+        "words": words_of,
+    }
     return environment
 
 

@@ -3,11 +3,14 @@
     python -m common.report.page RUN [RUN ...]
 
 It reads what a run leaves (config.yaml, metrics.jsonl, summary.json, track.json, analysis.json,
-tables/*.json); what is missing is left out. The page loads nothing from anywhere.
+map.json, tables/*.json); what is missing is left out. The page loads nothing from anywhere: its
+Content-Security-Policy forbids every request, and every script but its own.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 import sys
 from collections.abc import Sequence
@@ -29,11 +32,12 @@ from common.report.files import (
     save_analysis,
 )
 from common.report.gallery import templates
-from common.report.plots import COLORS
+from common.report.plots import CLASSES, COLORS
 
 __all__ = ["Analysis", "Section", "save_analysis", "write_report"]
 
-BUDGET = 2_300_000  # characters of pictures on one page
+BUDGET = 9_000_000  # characters of pictures on one page, the map's apart
+LIMIT = 15_000_000  # bytes of a page, whatever the run: many viewers and mails take no more
 Json = dict[str, Any]
 
 
@@ -57,6 +61,7 @@ def write_report(folder: str | Path, *sections: Section, title: str | None = Non
 
     Raises:
         FileNotFoundError: there is no such folder.
+        ValueError: a page that without pictures is larger than LIMIT.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -69,14 +74,17 @@ def write_report(folder: str | Path, *sections: Section, title: str | None = Non
     words = {**WORDS, **analysis.words}
     rankings = drawings.rankings(analysis.notes)
     spent = sum(len(match["picture"]) for one in rankings for match in one.matches)
-    tables, limit = _fitting(
-        [read_json(path) for path in sorted(folder.glob("tables/[!.]*.json"))], BUDGET - spent
-    )
-    page = templates().get_template("report.html.j2")
-    text = page.render(
+    given = [read_json(path) for path in sorted(folder.glob("tables/[!.]*.json"))]
+    needed = {"name", "total", "groups", "confusions", "thumbs"}
+    given = [table for table in given if needed <= table.keys() and table["groups"]]
+    template = templates().get_template("report.html.j2")
+    script = (Path(__file__).parent / "templates" / "page.js").read_text(encoding="utf-8")
+    parts = dict(
         title=title or job.get("name") or folder.resolve().name,
         job=job,
-        colors=COLORS,
+        colors=COLORS | CLASSES,
+        policy=policy(script),
+        script=Markup(script),
         cards=headline(analysis, summary),
         scores=score_table(analysis),
         baseline=analysis.baseline,
@@ -85,10 +93,14 @@ def write_report(folder: str | Path, *sections: Section, title: str | None = Non
         recognition=drawings.recognition(analysis.recognition, words),
         retrieval=drawings.retrieval(analysis.retrieval, words),
         thresholds=drawings.thresholds(analysis.thresholds),
+        pairs=drawings.pairs(analysis.pairs),
+        map=drawings.placed(read_json(folder / "map.json")),
         rankings=rankings,
-        tables=tables,
-        limit=limit,
-        sections=[_custom(section) for section in sections],
+        stages=drawings.stages(analysis.stages, summary),
+        sections=[
+            _custom(section)
+            for section in (*(Section(**kept) for kept in analysis.sections), *sections)
+        ],
         changes={key: list(map(_flow, pair)) for key, pair in changes.items()},
         config=_text(folder / "config.yaml"),
         summary=_scalars(summary),
@@ -96,8 +108,29 @@ def write_report(folder: str | Path, *sections: Section, title: str | None = Non
         environment=_environment(job),
         commands=_commands(job, jobs, analysis, folder),
     )
+    budget = BUDGET - spent
+    while True:
+        tables, limit = _fitting(given, budget)
+        text = template.render(tables=tables, limit=limit, said=_shortened(given, limit), **parts)
+        if (size := len(text.encode())) <= LIMIT:
+            break
+        if budget <= 0:
+            raise ValueError(
+                f"The page of {folder} has {size:,} bytes without pictures, more than {LIMIT:,}: "
+                "look for what is so long in its config.yaml and analysis.json."
+            )
+        budget -= max(size - LIMIT, BUDGET // 10)
     write_text(folder / "report.html", text)
     return folder / "report.html"
+
+
+def policy(script: str) -> str:
+    """A Content-Security-Policy that lets a page request nothing and run `script` only."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
 
 
 def headline(analysis: Analysis, summary: Json) -> list[Json]:
@@ -145,13 +178,25 @@ def _scalars(values: Json) -> Json:
 
 
 def _fitting(tables: list[Json], budget: int) -> tuple[list[Json], int]:
-    """The tables that can be shown, and how many rows of each group keep them under `budget`."""
-    needed = {"name", "total", "groups", "confusions", "thumbs"}
-    tables = [table for table in tables if needed <= table.keys() and table["groups"]]
-    limit = max((len(group["rows"]) for table in tables for group in table["groups"]), default=1)
-    while limit > 1 and sum(_weight(table, limit) for table in tables) > budget:
+    """The tables, and how many rows of each group keep them under `budget`; none for too little."""
+    limit = _longest(tables)
+    while limit > 0 and sum(_weight(table, limit) for table in tables) > budget:
         limit -= 1
-    return tables, limit
+    return (tables, limit) if limit else ([], 0)
+
+
+def _longest(tables: Sequence[Json]) -> int:
+    return max((len(group["rows"]) for table in tables for group in table["groups"]), default=1)
+
+
+def _shortened(given: Sequence[Json], limit: int) -> str:
+    """What the reader is told where pictures were left out to keep the page small."""
+    if limit >= _longest(given):
+        return ""
+    return (
+        f"To stay under {LIMIT // 1_000_000} MB, {limit} of {_longest(given)} stored queries of "
+        "each group are shown."
+    )
 
 
 def _weight(table: Json, limit: int) -> int:

@@ -36,6 +36,22 @@ COLORS = {
     "third": ("#7a4fc4", "#b99bf5"),
     "fourth": ("#0d8a9e", "#4cc5d8"),
 }
+# Of the map's most frequent classes; as far apart as eight can be, in either theme.
+CLASSES = {
+    f"class{place}": pair
+    for place, pair in enumerate(
+        (
+            COLORS["first"],
+            COLORS["second"],
+            COLORS["third"],
+            COLORS["fourth"],
+            ("#b8327e", "#f287c2"),
+            ("#6b7d0f", "#b3c94e"),
+            ("#85552e", "#cc9b6d"),
+            ("#3d4a9e", "#98a4f0"),
+        )
+    )
+}
 SERIES = ("first", "second", "third", "fourth", "right", "wrong")
 _KIND_COLOR = {"right": "right", "wrong": "wrong", "none": "unknown"}
 _STYLE = {

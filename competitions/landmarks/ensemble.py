@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from common.clock import Clock
 from common.engine.settings import this_device
 from common.entry import entry, say
 from common.notes import Notes
@@ -38,20 +39,24 @@ def main(arguments: list[str]) -> dict[str, float]:
     config, members = COMMANDS.ensemble(__doc__ or "", arguments)
     out = Path(str(config.out))
     folder = out.with_suffix("") if out.suffix == ".csv" else out
-    data = read(config.data)
+    clock = Clock()
+    with clock("read the tables"):
+        data = read(config.data)
     held = Held.of(data, config)
     paths = outputs(config, data, folder)
     check_penalties(config, data)
     say(data.describe())
-    vectors = [load(Path(run), data.tables(), data.classes) for run in config.runs]
+    with clock("read the embeddings"):
+        vectors = [load(Path(run), data.tables(), data.classes) for run in config.runs]
     joins = {task: join(task, config, members, vectors, data, held) for task in paths}
-    weights = {task: joins[task].weights(config.runs, task) for task in paths}
+    with clock("search the weights"):
+        weights = {task: joins[task].weights(config.runs, task) for task in paths}
 
     def answer(task: str, validation: bool, notes: Notes) -> tuple[Question, Neighbors]:
         return joins[task].answer(weights[task], validation, notes=notes)
 
     run = start_run(config, folder, data, "ensemble")
-    return finish(paths, data, held, answer, folder, run, joined=config.runs)
+    return finish(paths, data, held, answer, folder, run, clock, joined=config.runs)
 
 
 def join(

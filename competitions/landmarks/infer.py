@@ -16,6 +16,7 @@ if not __package__:  # run by path: the folder's own name, so that a copied fold
 
 from functools import partial
 
+from common.clock import Clock
 from common.engine import distributed
 from common.engine.settings import this_device
 from common.entry import entry, say
@@ -34,7 +35,9 @@ def main(arguments: list[str]) -> dict[str, float]:
     """Scores of the run; submissions and report are in its folder."""
     config = COMMANDS.infer(__doc__ or "", arguments)
     folder = Path(str(config.run))
-    data = read(config.data)
+    clock = Clock()
+    with clock("read the tables"):
+        data = read(config.data)
     held = Held.of(data, config)
     paths = outputs(config, data, folder)
     check_penalties(config, data)
@@ -49,6 +52,7 @@ def main(arguments: list[str]) -> dict[str, float]:
             data.classes,
             partial(criterion_of, config),
             device,
+            clock=clock,
         )
         if distributed.rank() != 0:
             return {}
@@ -65,7 +69,7 @@ def main(arguments: list[str]) -> dict[str, float]:
                 steps, asked, vectors, data, inner, cache=cache, device=device, notes=notes
             )
 
-        scores = finish(paths, data, held, answer, folder, run)
+        scores = finish(paths, data, held, answer, folder, run, clock)
     return scores
 
 

@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy as np
 
+from common.clock import Clock
 from common.entry import say
 from common.metrics import map_at_k
 from common.notes import Notes
-from common.pipeline import runs
+from common.pipeline import publish, runs
 from common.pipeline.ranking import Question
-from common.pipeline.scores import inline, score_rows, table
-from common.report.files import Analysis, save_analysis
+from common.pipeline.scores import inline
+from common.report import separation
+from common.report.files import Analysis
 from common.report.matches import show_matches
-from common.report.page import write_report
-from common.report.queries import Queries, of_files, save_queries
+from common.report.queries import Queries, of_files
+from common.rerank.curves import unknown_curve
 from common.retrieval.search import search
-from common.submission import check, write
 from common.track import Run
 from common.types import Neighbors
 
@@ -28,6 +29,8 @@ from .config import BASE, Config
 from .data import Landmarks
 from .ranking import TOP, Held, score, top_label, top_names
 
+EACH = 8  # queries of each group in the gallery
+NOBODY = "no known landmark"
 Answer = Callable[[str, bool, Notes], tuple[Question, Neighbors]]
 METRICS = {"recognition": ("gap", "GAP"), "retrieval": ("map100", "mAP@100")}
 
@@ -67,6 +70,7 @@ def finish(
     answer: Answer,
     folder: Path,
     run: Run,
+    clock: Clock,
     joined: Sequence[str] = (),
 ) -> dict[str, float]:
     """Write and check the submissions, score what can be scored, and write the report.
@@ -79,15 +83,19 @@ def finish(
             adds to the notes.
         folder: the run or ensemble folder.
         run: where scores and tables are logged; it is finished here.
+        clock: of the script.
         joined: run folders of an ensemble, whose scores are shown above its own.
     """
     scores: dict[str, float] = {}
     parts: dict[str, Queries] = {}
     analysis = Analysis()
-    for task, path in paths.items():
+    for place, (task, path) in enumerate(paths.items()):
         metric, name = METRICS[task]
         notes = Notes()
-        question, found = answer(task, False, notes)
+        with clock(f"{task}: rank the test") as stage:
+            question, found = answer(task, False, notes)
+        stage.rows = len(found)
+        clock.parts(notes.seconds)
         submit(task, question, found, data, path)
         solution = data.solution(task)
         if solution is not None:
@@ -95,23 +103,21 @@ def finish(
             scores[f"test/{metric}"] = parts[f"test/{metric}"].metric()
         if held is not None:
             notes = Notes()  # of images whose truth is known
-            asked, known = answer(task, True, notes)
+            with clock(f"{task}: rank what is held out") as stage:
+                asked, known = answer(task, True, notes)
+            stage.rows = len(known)
+            clock.parts(notes.seconds)
             scores[f"held-out/{metric}"] = score(task, asked, known)
             part = recognition_analysis if task == "recognition" else retrieval_analysis
-            parts[f"held-out/{metric}"] = part(asked, known, data, held, analysis, run)
-            question = asked
+            parts[f"held-out/{metric}"] = part(asked, known, data, analysis, run)
+            question, found = asked, known
         show_matches(notes, question)
+        if place == 0:
+            draw_map(task, folder, question, found, data, clock)
         analysis.notes[task] = asdict(notes)
         say(f"{task}: {path} passes the check" + inline(scores, metric, name))
-    run.summary(**scores)
-    save_queries(folder, parts)
-    analysis.scores = score_rows(
-        folder, scores, [Path(other) for other in joined], dict(METRICS.values())
-    )
-    save_analysis(folder, analysis)
-    page = write_report(folder)
-    sync = run.finish()
-    say(f"{table(analysis.scores)}\nreport: {page}" + (f"\nto W&B: {sync}" if sync else ""))
+    names = dict(METRICS.values())
+    publish.publish(folder, run, analysis, scores, names, clock, parts=parts, joined=joined)
     return scores
 
 
@@ -122,24 +128,27 @@ def submit(task: str, question: Question, found: Neighbors, data: Landmarks, pat
         rows: list[Any] = [b and (str(data.classes[b[0]]), b[1]) for b in best]
     else:
         rows = top_names(found, question.gallery.ids)
-    competition = f"landmarks-{task}"
-    write(competition, question.queries.ids, rows, path)
-    sample = data.samples[task]
-    problems = check(competition, path, sample) if sample is not None else []
-    if problems:
-        raise ValueError(f"{path} would be rejected: {'; '.join(map(str, problems))}")
+    publish.submit(f"landmarks-{task}", question.queries.ids, rows, path, data.samples[task])
+
+
+def draw_map(
+    task: str, folder: Path, asked: Question, found: Neighbors, data: Landmarks, clock: Clock
+) -> None:
+    """Write the map of a question's embeddings; a query is right if its first answer is."""
+    first = found.index[:, 0].numpy()
+    if task == "retrieval" and asked.relevant is not None:
+        first = np.where(first >= 0, asked.relevant[first], -1)
+    none = "" if asked.truth is None else NOBODY
+    classes, labels = data.classes, asked.relevant
+    publish.draw_map(folder, asked, first, classes, clock, none=none, labels=labels)
 
 
 def recognition_analysis(
-    asked: Question,
-    found: Neighbors,
-    data: Landmarks,
-    held: Held,
-    analysis: Analysis,
-    run: Run,
+    asked: Question, found: Neighbors, data: Landmarks, analysis: Analysis, run: Run
 ) -> Queries:
     """The queries; scores of right, wrong and non-landmark predictions, the nearest images."""
     assert asked.truth is not None
+    assert asked.relevant is not None
     best, labels = top_label(found), asked.gallery_labels.numpy()
     kinds, values, counts = [], [], []
     images = np.bincount(labels[labels >= 0], minlength=len(data.classes))
@@ -158,17 +167,23 @@ def recognition_analysis(
         "positives": positives,
     }
     analysis.words = {"thing": "landmark", "things": "landmarks", "none": "non-landmark"}
+    threshold = decisions(asked, found, analysis)
+    hits = found.index.numpy() == asked.truth[:, None]
+    analysis.pairs += [
+        separation.cosines(asked.queries, asked.gallery, asked.truth, asked.relevant),
+        separation.candidates(found, hits, threshold=threshold, what="landmarks"),
+    ]
     near = search(asked.queries, asked.gallery, 5)
     rows = []
     for q, (truth, guess) in enumerate(zip(asked.truth.tolist(), best, strict=True)):
-        name = data.classes[truth] if truth >= 0 else "no known landmark"
+        name = data.classes[truth] if truth >= 0 else NOBODY
         note = "no prediction" if guess is None else f"predicts {data.classes[guess[0]]}"
         row = _row(asked, near, q, labels, data, name)
         right = guess is not None and guess[0] == truth
-        rows.append(
-            row | {"note": note, "score": None if guess is None else guess[1], "right": right}
-        )
-    run.table("recognition", rows)
+        row |= {"note": note, "score": None if guess is None else guess[1], "right": right}
+        row["margin"] = None if guess is None or threshold is None else guess[1] - threshold
+        rows.append(row)
+    run.table("recognition", rows, each=EACH)
     return Queries(
         asked.queries.ids,
         np.array([row["right"] for row in rows]),
@@ -177,28 +192,50 @@ def recognition_analysis(
     )
 
 
+def decisions(asked: Question, found: Neighbors, analysis: Analysis) -> float | None:
+    """The threshold that tells known landmarks from all else best; its curve into the analysis."""
+    assert asked.truth is not None
+    first = found.top(1)
+    if not bool((first.index >= 0).any()):
+        return None
+    curve = unknown_curve(first.score.numpy(), first.index.numpy(), asked.truth, top=1)
+    analysis.thresholds = [
+        curve.report(
+            "Right decisions by threshold",
+            "held out",
+            x_label="threshold",
+            y_label="share of the queries",
+            caption="A decision is right where the landmark is and its score reaches the "
+            "threshold, or where nothing known is seen and no score does. GAP needs no "
+            "threshold; a service that answers or keeps silent does. "
+            f"{curve.value:.4f} is the best.",
+        )
+    ]
+    return curve.threshold
+
+
 def retrieval_analysis(
-    asked: Question,
-    found: Neighbors,
-    data: Landmarks,
-    held: Held,
-    analysis: Analysis,
-    run: Run,
+    asked: Question, found: Neighbors, data: Landmarks, analysis: Analysis, run: Run
 ) -> Queries:
     """The queries with their average precision; their first results."""
     assert asked.truth is not None
     assert asked.relevant is not None
     names, rows, values, counts = asked.gallery.ids, [], [], []
+    order = np.argsort(asked.relevant, kind="stable")
+    starts = np.searchsorted(asked.relevant[order], np.arange(len(data.classes) + 1))
     for q, (truth, ranked) in enumerate(
         zip(asked.truth.tolist(), top_names(found, names), strict=True)
     ):
-        wanted = set(names[asked.relevant == truth].tolist())
-        values.append(map_at_k({q: wanted}, {q: ranked}, TOP))
+        wanted = set(names[order[starts[truth] : starts[truth + 1]]].tolist())
+        values.append(map_at_k({str(q): wanted}, {str(q): ranked}, TOP))
         counts.append(len(wanted))
         row = _row(asked, found, q, asked.relevant, data, str(data.classes[truth]))
         rows.append(row | {"ap": values[-1]})
     analysis.retrieval = {"ap": values, "relevant": counts, "name": "AP@100"}
-    run.table("retrieval", rows)
+    run.table("retrieval", rows, each=EACH)
+    if not analysis.pairs:  # recognition has shown the same embeddings
+        pairs = separation.cosines(asked.queries, asked.gallery, asked.truth, asked.relevant)
+        analysis.pairs.append(pairs)
     return Queries(asked.queries.ids, np.array(values))
 
 

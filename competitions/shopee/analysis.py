@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from common.clock import Clock
 from common.notes import Notes
-from common.report import plots, plots_matching
+from common.pipeline import publish
+from common.pipeline.ranking import Question
+from common.report import plots, plots_matching, separation
 from common.report.files import Analysis
 from common.report.page import Section
 from common.rerank.curves import Curve
@@ -21,6 +26,7 @@ from .data import Shopee, titles_of
 from .matching import Pool
 
 _POINTS = 200  # of a drawn curve
+EACH = 8  # listings of each group in the gallery
 PICTURES, TEXTS = ("image", "joint"), ("text", "words", "pieces")  # the first of each that is there
 MEANING = {
     "validation": "highest F1 of held-out listings among distractors",
@@ -75,7 +81,50 @@ def analyse(
     analysis.words = {"thing": "product", "things": "products"}
     answer = kept(found, choice.cut, config.most)
     values = truth.row_f1(answer)
-    run.table("worst_groups", _rows(pool, found, answer, values, data))
+    rows = torch.from_numpy(np.flatnonzero(truth.asked))
+    asked = Neighbors(found.index[rows], found.score[rows])
+    analysis.pairs = [
+        separation.cosines(
+            pool.sources.first.select(pool.table.ids[rows.numpy()]),
+            pool.sources.first,
+            truth.labels[truth.asked],
+            truth.labels,
+        ),
+        separation.candidates(
+            asked, truth.hits(found.index), threshold=choice.cut.threshold, what="listings"
+        ),
+    ]
+    shown = _rows(pool, found, answer, values, choice.cut.threshold, data)
+    run.table("worst_groups", shown, each=EACH)
+
+
+def draw_map(
+    folder: Path,
+    pool: Pool,
+    found: Neighbors | None,
+    choice: Choice,
+    config: MatchConfig,
+    data: Shopee,
+    clock: Clock,
+) -> None:
+    """Write the map of a pool: what is asked among its distractors, right if F1 is 1."""
+    truth, vectors, paths = pool.truth, pool.sources.first, pool.table.paths
+    asked = np.ones(len(pool.table), bool) if truth is None else truth.asked
+    labels = pool.table.labels
+    first = labels[asked]
+    if truth is not None and found is not None:
+        whole = truth.row_f1(kept(found, choice.cut, config.most)) == 1
+        first = np.where(whole, first, -2)
+    question = Question(
+        vectors.select(pool.table.ids[asked]),
+        vectors.select(pool.table.ids[~asked]),
+        torch.from_numpy(labels[~asked]),
+        None,
+        paths[asked],
+        paths[~asked],
+        truth=None if truth is None else labels[asked],
+    )
+    publish.draw_map(folder, question, first, data.classes, clock)
 
 
 def sections(
@@ -85,8 +134,8 @@ def sections(
     shares: Sequence[float],
     held: Pool | None,
     known: Neighbors | None,
-) -> list[Section]:
-    """Parts of the page behind the built-in ones."""
+) -> list[dict[str, Any]]:
+    """Parts of the page behind the built-in ones, as `Analysis.sections`."""
     rows = []
     for rule, cut in choice.cuts.items():
         row: dict[str, Any] = {"rule": rule, "threshold": round(cut.threshold, 4)}
@@ -99,7 +148,7 @@ def sections(
         rows.append(row)
     mean = float(np.sum(np.arange(1, len(shares) + 1) * np.asarray(shares)))
     text = why(choice, held) + f" A training listing's group has {mean:.3f} listings on average."
-    found = [Section("Which threshold, and why", text, rows=rows)]
+    found = [asdict(Section("Which threshold, and why", text, rows=rows))]
     if held is None or known is None or held.truth is None:
         return found
     values = held.truth.row_f1(kept(known, choice.cut, config.most))
@@ -128,7 +177,7 @@ def sections(
         "Of held-out listings: F1 by both thresholds, and by how many listings their product has. "
         "Sizes of the predicted groups of the test beside those of train."
     )
-    return [*found, Section("F1", text, figures=[surface, sizes, spread])]
+    return [*found, asdict(Section("F1", text, figures=[surface, sizes, spread]))]
 
 
 def why(choice: Choice, held: Pool | None) -> str:
@@ -222,13 +271,18 @@ def _similarities(pool: Pool, name: str, a: np.ndarray, b: np.ndarray) -> np.nda
 
 
 def _rows(
-    pool: Pool, found: Neighbors, answer: Neighbors, values: np.ndarray, data: Shopee
+    pool: Pool,
+    found: Neighbors,
+    answer: Neighbors,
+    values: np.ndarray,
+    threshold: float,
+    data: Shopee,
 ) -> list[dict[str, Any]]:
     """Each asked listing with its best candidates; what is not answered is named so."""
     truth = pool.truth
     assert truth is not None
     rows = []
-    near = found.sorted().top(5)
+    near, totals = found.sorted().top(5), truth.totals
     for place, row in enumerate(np.flatnonzero(truth.asked).tolist()):
         taken = set(answer.index[row].tolist())
         results = []
@@ -240,13 +294,16 @@ def _rows(
                     entry["title"] = f"(not answered) {entry['title']}"
                 results.append(entry)
         count = int((answer.index[row] >= 0).sum()) + 1
+        apart = (found.score[row][found.index[row] >= 0] - threshold).tolist()
         rows.append(
             {
                 "query": _entry(pool, row, data),
                 "results": results,
                 "ap": float(values[place]),
                 "measure": "F1",
-                "note": f"{count} answered, {truth.totals[place]} right",
+                "note": f"{count} answered, {totals[place]} right",
+                "margin": min(apart, key=abs, default=None),
+                "solved": bool(values[place] == 1),
             }
         )
     return rows

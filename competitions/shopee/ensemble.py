@@ -20,6 +20,7 @@ from functools import partial
 import numpy as np
 
 from common.blend import blend_scores, blend_votes
+from common.clock import Clock
 from common.engine.settings import this_device
 from common.entry import entry, say
 from common.notes import Notes
@@ -45,13 +46,16 @@ def main(arguments: list[str]) -> dict[str, float]:
     check(config)  # again, with the members' data
     out = Path(str(config.out))
     folder = out.with_suffix("") if out.suffix == ".csv" else out
-    data = read(config.data)
+    clock = Clock()
+    with clock("read the tables"):
+        data = read(config.data)
     held = Held.of(data, config.data)
     check_rule(config.threshold, held is not None)
     path = submission_path(config.out, folder)
     say(data.describe())
     names = [SOURCE[member.model.uses] for member in members]
-    vectors = [load(Path(run), data.tables(), data.classes) for run in config.runs]
+    with clock("read the embeddings"):
+        vectors = [load(Path(run), data.tables(), data.classes) for run in config.runs]
     run = start_run(config, folder, data, "ensemble")
     find: Find
     if config.ensemble.by == "embeddings":
@@ -67,7 +71,7 @@ def main(arguments: list[str]) -> dict[str, float]:
             for member, name, part in zip(members, names, vectors, strict=True)
         ]
         find = joined(config, members, own)
-    return finish(config, path, data, pools, find, folder, run, joined=config.runs)
+    return finish(config, path, data, pools, find, folder, run, clock, joined=config.runs)
 
 
 def _matched(config: Config, pool: Pool, memory: Memory, notes: Notes) -> Neighbors:

@@ -16,6 +16,7 @@ if not __package__:  # run by path: the folder's own name, so that a copied fold
 
 from functools import partial
 
+from common.clock import Clock
 from common.engine import distributed
 from common.engine.settings import this_device
 from common.entry import entry, say
@@ -36,7 +37,9 @@ def main(arguments: list[str]) -> dict[str, float]:
     """Scores of the run; submission and report are in its folder."""
     config = COMMANDS.infer(__doc__ or "", arguments)
     folder = Path(str(config.run))
-    data = read(config.data)
+    clock = Clock()
+    with clock("read the tables"):
+        data = read(config.data)
     held = Held.of(data, config.data)
     check_rule(config.threshold, held is not None)
     path = submission_path(config.out, folder)
@@ -51,6 +54,7 @@ def main(arguments: list[str]) -> dict[str, float]:
             data.classes,
             partial(criterion_of, config),
             device,
+            clock=clock,
         )
         if distributed.rank() != 0:
             return {}
@@ -65,7 +69,7 @@ def main(arguments: list[str]) -> dict[str, float]:
         def find(pool: Pool, memory: Memory, notes: Notes) -> Neighbors:
             return match(config.matching, pool, memory, notes, device)
 
-        return finish(config, path, data, pools, find, folder, run)
+        return finish(config, path, data, pools, find, folder, run, clock)
 
 
 if __name__ == "__main__":

@@ -6,21 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from common.clock import Clock
 from common.entry import say
 from common.metrics import score as score_file
 from common.notes import Notes
-from common.pipeline import runs
-from common.pipeline.scores import inline, score_rows, table
-from common.report.files import Analysis, save_analysis
-from common.report.page import write_report
-from common.report.queries import Queries, of_files, save_queries
+from common.pipeline import publish, runs
+from common.pipeline.scores import inline, table
+from common.report.files import Analysis
+from common.report.queries import Queries, of_files
 from common.rerank.graph import size_shares
 from common.rerank.transfer import Choice, Cut, MatchConfig, choose_cut, kept
-from common.submission import check, write
+from common.submission import write
 from common.track import Run
 from common.types import Neighbors
 
-from .analysis import analyse, found_alone, rule_rows, sections
+from .analysis import analyse, draw_map, found_alone, rule_rows, sections
 from .config import BASE, Config
 from .data import Shopee
 from .matching import Memory, Pool
@@ -42,6 +42,7 @@ def finish(
     find: Find,
     folder: Path,
     run: Run,
+    clock: Clock,
     joined: Sequence[str] = (),
 ) -> dict[str, float]:
     """Write and check the submission, score what can be scored, and write the report.
@@ -54,22 +55,27 @@ def finish(
         find: maps (pool, memory, notes) to scored candidates; with held-out ones first.
         folder: the run or ensemble folder.
         run: where scores and tables are logged; it is finished here.
+        clock: of the script.
         joined: run folders of an ensemble, whose scores are shown above its own.
     """
     held, test = pools
     memory: Memory = {}
     notes, analysis = Notes(), Analysis()
-    known = None if held is None else find(held, memory, notes)
-    found = find(test, memory, Notes() if held is not None else notes)
+    known = None
+    if held is not None:
+        with clock("match what is held out", len(held.table)):
+            known = find(held, memory, notes)
+        clock.parts(notes.seconds)
+    told = Notes() if held is not None else notes
+    with clock("match the test", len(test.table)):
+        found = find(test, memory, told)
+    clock.parts(told.seconds)
     shares = size_shares(data.train.labels)
     choice = choose_cut(
         config.threshold, shares, found, known, None if held is None else held.truth
     )
     answer = kept(found, choice.cut, config.threshold.most)
-    write("shopee", test.table.ids, rows_of(answer, test), path)
-    problems = check("shopee", path, data.sample) if data.sample is not None else []
-    if problems:
-        raise ValueError(f"{path} would be rejected: {'; '.join(map(str, problems))}")
+    publish.submit("shopee", test.table.ids, rows_of(answer, test), path, data.sample)
     scores: dict[str, float] = {}
     parts: dict[str, Queries] = {}
     if choice.cut.f1 is not None:
@@ -79,7 +85,7 @@ def finish(
         parts["test/f1"] = of_files("f1", solution, path)
         scores["test/f1"] = parts["test/f1"].metric()
     singles = alone(pools, config.threshold, shares, solution, folder)
-    say(told(choice, path, answer) + inline(scores, "f1", "F1"))
+    say(decided(choice, path, answer) + inline(scores, "f1", "F1"))
     if held is not None and known is not None and held.truth is not None:
         best = kept(known, choice.cut, config.threshold.most)
         asked = held.table.ids[held.truth.asked]
@@ -87,17 +93,20 @@ def finish(
         analyse(analysis, held, known, choice, config.threshold, run, data)
         found_alone(held, {name: cut for name, cut, _ in singles}, notes, run, data)
     analysis.notes["shopee"] = asdict(notes)
-    run.summary(**scores)
-    save_queries(folder, parts)
-    runs = score_rows(folder, scores, [Path(other) for other in joined], NAMES)
-    analysis.scores = [*(row for _, _, row in singles), *runs]
-    save_analysis(folder, analysis)
-    more = sections(choice, config.threshold, found, shares, held, known)
-    page = write_report(folder, *more)
-    sync = run.finish()
-    say(f"{table(rule_rows(choice))}\n{table(analysis.scores)}\nreport: {page}")
-    if sync:
-        say(f"to W&B: {sync}")
+    draw_map(folder, test if held is None else held, known, choice, config.threshold, data, clock)
+    analysis.sections = sections(choice, config.threshold, found, shares, held, known)
+    say(table(rule_rows(choice)))
+    publish.publish(
+        folder,
+        run,
+        analysis,
+        scores,
+        NAMES,
+        clock,
+        parts=parts,
+        joined=joined,
+        above=[row for _, _, row in singles],
+    )
     return scores
 
 
@@ -143,7 +152,7 @@ def alone(
     return rows  # type: ignore[return-value]
 
 
-def told(choice: Choice, path: Path, answer: Neighbors) -> str:
+def decided(choice: Choice, path: Path, answer: Neighbors) -> str:
     """A line of what was decided."""
     count = 1 + (answer.index >= 0).sum(1).float()
     return (

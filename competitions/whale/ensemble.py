@@ -16,6 +16,7 @@ if not __package__:  # run by path: the folder's own name, so that a copied fold
 
 from collections.abc import Sequence
 
+from common.clock import Clock
 from common.engine.settings import this_device
 from common.entry import entry, say
 from common.notes import Notes
@@ -41,7 +42,9 @@ def main(arguments: list[str]) -> dict[str, float]:
     check(config)  # again, with the members' data
     out = Path(str(config.out))
     folder = out.with_suffix("") if out.suffix == ".csv" else out
-    data = read(config.data)
+    clock = Clock()
+    with clock("read the tables"):
+        data = read(config.data)
     files = {
         path: read_lists(path, data, scores=config.ensemble.by == "scores")
         for path in config.ensemble.lists
@@ -51,14 +54,16 @@ def main(arguments: list[str]) -> dict[str, float]:
     after = Postprocess.of(config.postprocess, data)
     path = submission_path(config.out, folder)
     say(data.describe())
-    join = joined(config, members, data, held, files)
-    weights = join.weights([*config.runs, *files])
+    with clock("read the embeddings"):
+        join = joined(config, members, data, held, files)
+    with clock("search the weights"):
+        weights = join.weights([*config.runs, *files])
 
     def find(validation: bool, notes: Notes) -> tuple[Question, Neighbors]:
         return join.answer(weights, validation, notes=notes)
 
     run = start_run(config, folder, data, "ensemble")
-    return finish(config, path, data, held, after, find, folder, run, joined=config.runs)
+    return finish(config, path, data, held, after, find, folder, run, clock, joined=config.runs)
 
 
 def covered(held: Held | None, files: dict[str, Lists]) -> Held | None:

@@ -16,6 +16,7 @@ if not __package__:  # run by path: the folder's own name, so that a copied fold
 
 from functools import partial
 
+from common.clock import Clock
 from common.engine import distributed
 from common.engine.settings import this_device
 from common.entry import entry, say
@@ -37,7 +38,9 @@ def main(arguments: list[str]) -> dict[str, float]:
     """Scores of the run; submission and report are in its folder."""
     config = COMMANDS.infer(__doc__ or "", arguments)
     folder = Path(str(config.run))
-    data = read(config.data)
+    clock = Clock()
+    with clock("read the tables"):
+        data = read(config.data)
     held = Held.of(data, config)
     check_unknown(held, config.unknown)
     after = Postprocess.of(config.postprocess, data)
@@ -54,6 +57,7 @@ def main(arguments: list[str]) -> dict[str, float]:
             partial(criterion_of, config),
             device,
             change=joined_centers if config.twins else None,
+            clock=clock,
         )
         if distributed.rank() != 0:
             return {}
@@ -74,7 +78,7 @@ def main(arguments: list[str]) -> dict[str, float]:
                 notes=notes,
             )
 
-        return finish(config, path, data, held, after, find, folder, run)
+        return finish(config, path, data, held, after, find, folder, run, clock)
 
 
 if __name__ == "__main__":

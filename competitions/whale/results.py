@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.clock import Clock
 from common.entry import say
 from common.notes import Notes
-from common.pipeline import runs
+from common.pipeline import publish, runs
 from common.pipeline.ranking import Question
-from common.pipeline.scores import inline, score_rows, table
-from common.report.files import Analysis, save_analysis
+from common.pipeline.scores import inline
+from common.report import separation
+from common.report.files import Analysis
 from common.report.matches import show_matches
-from common.report.page import write_report
-from common.report.queries import Queries, of_files, save_queries
+from common.report.queries import Queries, of_files
 from common.rerank.curves import Curve
-from common.submission import check, write
 from common.track import Run
 from common.types import Neighbors
 
@@ -30,6 +30,7 @@ from .lists import write_lists
 from .postprocess import Postprocess
 from .ranking import Held, answer, average_precision, curve_of, threshold_of
 
+EACH = 8  # queries of each group in the gallery
 Find = Callable[[bool, Notes], tuple[Question, Neighbors]]
 NAMES = {"map5": "MAP@5", "recall1": "recall@1, known"}
 MARKED = {  # in the curve of held-out images
@@ -54,6 +55,7 @@ def finish(
     find: Find,
     folder: Path,
     run: Run,
+    clock: Clock,
     joined: Sequence[str] = (),
 ) -> dict[str, float]:
     """Write and check the submission, score what can be scored, and write the report.
@@ -67,6 +69,7 @@ def finish(
         find: maps (whether held-out, notes) to the question and its individuals, best first.
         folder: the run or ensemble folder.
         run: where scores and tables are logged; it is finished here.
+        clock: of the script.
         joined: run folders of an ensemble, whose scores are shown above its own.
     """
     scores: dict[str, float] = {}
@@ -75,19 +78,23 @@ def finish(
     classes, curve = len(data.classes), None
     lists = []
     if held is not None:
-        asked, known = find(True, notes)
+        with clock("rank what is held out") as stage:
+            asked, known = find(True, notes)
+        stage.rows = len(known)
+        clock.parts(notes.seconds)
         lists.append((asked.queries.ids, known))
         curve = curve_of(known, asked, config.unknown)
         scores |= analyse(config, asked, known, curve, data, after, analysis, run, parts)
-    question, found = find(False, Notes() if held is not None else notes)
+    told = Notes() if held is not None else notes
+    with clock("rank the test") as stage:
+        question, found = find(False, told)
+    stage.rows = len(found)
+    clock.parts(told.seconds)
     write_lists(folder / "lists.csv", [(question.queries.ids, found), *lists], data)
     threshold = threshold_of(found, question, config.unknown, curve, classes)
     answers = answer(found, question, config.unknown, threshold, classes)
     answers = after.apply(answers, question.queries.ids, test=True)
-    write("whale", question.queries.ids, named(answers, data), path)
-    problems = check("whale", path, data.sample) if data.sample is not None else []
-    if problems:
-        raise ValueError(f"{path} would be rejected: {'; '.join(map(str, problems))}")
+    publish.submit("whale", question.queries.ids, named(answers, data), path, data.sample)
     first = float((answers.index[:, 0] == classes).float().mean())
     solution = data.solution()
     if solution is not None:
@@ -100,15 +107,14 @@ def finish(
         f"{path} passes the check; {first:.1%} {data.unknown} first, below {threshold:.4g}"
         + inline(scores, "map5", "MAP@5")
     )
-    show_matches(notes, question if held is None else asked)
+    if held is not None:
+        question, found = asked, known
+    show_matches(notes, question)
+    none = "" if held is None else data.unknown
+    nearest = found.index[:, 0].numpy()
+    publish.draw_map(folder, question, nearest, data.classes, clock, none=none)
     analysis.notes["whale"] = asdict(notes)
-    run.summary(**scores)
-    save_queries(folder, parts)
-    analysis.scores = score_rows(folder, scores, [Path(other) for other in joined], NAMES)
-    save_analysis(folder, analysis)
-    page = write_report(folder)
-    sync = run.finish()
-    say(f"{table(analysis.scores)}\nreport: {page}" + (f"\nto W&B: {sync}" if sync else ""))
+    publish.publish(folder, run, analysis, scores, NAMES, clock, parts=parts, joined=joined)
     return scores
 
 
@@ -158,7 +164,14 @@ def analyse(
         "images": counts,
         "threshold": threshold,
     }
-    run.table("whale", _rows(asked, answers, values, data))
+    labels = asked.gallery_labels.numpy()
+    hits = (found.index.numpy() == truth[:, None]) & known[:, None]
+    analysis.pairs = [
+        separation.cosines(asked.queries, asked.gallery, truth, labels),
+        separation.candidates(found, hits, threshold=threshold, what="individuals"),
+    ]
+    margins = found.score[:, 0].numpy() - threshold
+    run.table("whale", _rows(asked, answers, values, margins, data), each=EACH)
     scores = {"held-out/map5": float(values.mean())}
     if known.any():
         scores["held-out/recall1"] = float(right[known].mean())
@@ -193,7 +206,7 @@ def wording(unknown: str) -> dict[str, str]:
 
 
 def _rows(
-    asked: Question, answers: Neighbors, values: np.ndarray, data: Whale
+    asked: Question, answers: Neighbors, values: np.ndarray, margins: np.ndarray, data: Whale
 ) -> list[dict[str, Any]]:
     """Each query with its answers, each by its individual's nearest image, for the gallery."""
     assert asked.truth is not None
@@ -223,5 +236,8 @@ def _rows(
             "known": truth >= 0,
         }
         results = [entry(q, label, score) for label, score in told if label >= 0]
-        rows.append({"query": query, "results": results, "ap": float(values[q])})
+        row = {"query": query, "results": results, "ap": float(values[q])}
+        if np.isfinite(margins[q]):
+            row["margin"] = float(margins[q])
+        rows.append(row)
     return rows
