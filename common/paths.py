@@ -64,7 +64,7 @@ def find_data(
         marker: a file that the folder must hold.
         sample: the bundled sample, the last resort.
         kaggle: where Kaggle mounts; four layouts are in use (see the list below).
-        local: where `kaggle competitions download` is unpacked.
+        local: where `python -m common.kaggle download` puts it.
 
     Raises:
         FileNotFoundError: `root` is given and holds no `marker`, or nothing holds it on Kaggle.

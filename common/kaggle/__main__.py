@@ -1,5 +1,6 @@
-"""Kaggle kernels from the command line; every command takes key=value, and --help.
+"""Kaggle's data and kernels from the command line; every command takes key=value, and --help.
 
+python -m common.kaggle download COMPETITION [task=] [data=] [into=]
 python -m common.kaggle pack RUN... [competition=] [out=] [owner=] [name=] [limit=] [wheels=]
 python -m common.kaggle kernel COMPETITION runs=[RUN,...] [owner=] [hours=] [key=value of infer]
 python -m common.kaggle rehearse COMPETITION [kit=] [data=] [seconds=] [memory=] [gpus=]
@@ -20,12 +21,14 @@ import yaml
 from common.config import ConfigError, suggestion
 from common.entry import entry, say
 from common.kaggle import client
+from common.kaggle.download import download
 from common.kaggle.kernel import kernel
 from common.kaggle.ledger import record
 from common.kaggle.pack import pack
 from common.kaggle.rehearse import PASS, rehearse
 
 COMMANDS: dict[str, Callable[..., Any]] = {
+    "download": download,
     "pack": pack,
     "kernel": kernel,
     "rehearse": rehearse,
@@ -52,6 +55,8 @@ def main(arguments: list[str]) -> None:
     result = command(*positional(name, command, words), **named(name, command, words))
     if name in ("pack", "kernel"):
         say(f"{result}: done. Before a push: python -m common.kaggle rehearse COMPETITION")
+    elif name == "download":
+        say(f"{result}: complete; python competitions/{words[0]}/train.py data.root={result}")
     elif name == "record":
         say(",".join(result.values()))
     elif name == "rehearse" and any(outcome.result != PASS for outcome in result):
