@@ -131,6 +131,8 @@ class Remote:
         """Close the run; the command that uploads it later, or an empty text."""
         self.send(lambda run: run.finish())
         self._run = None
+        if self._warned:  # or W&B's own end prints a traceback once more
+            _teardown()
         return self._sync
 
     def _start(self, how: str) -> None:
@@ -153,8 +155,7 @@ class Remote:
         except Exception as error:
             fallback = "logging offline" if how == "online" else f"metrics are in {self._folder}"
             self._warn(f"W&B did not start ({_line(error)}): {fallback}.")
-            with contextlib.suppress(Exception):  # else the id stays in use
-                importlib.import_module("wandb").teardown()
+            _teardown()  # else the id stays in use
             return
         if how == "offline":
             place = shlex.quote(str(self._folder / "wandb"))
@@ -164,6 +165,11 @@ class Remote:
         if not self._warned:
             _log.warning(text)
         self._warned = True
+
+
+def _teardown() -> None:
+    with contextlib.suppress(Exception):
+        importlib.import_module("wandb").teardown()
 
 
 def _define(run: Any, best: Sequence[str]) -> None:

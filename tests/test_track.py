@@ -315,6 +315,40 @@ def test_a_failing_log_only_warns_once(tmp_path, monkeypatch, caplog):
     assert len(lines(tmp_path)) == 5
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from common.track import Run, TrackConfig
+run = Run(sys.argv[1], {}, TrackConfig(wandb="offline"), best=("x",))
+run.log(1, x=0.5)
+for stat in Path("/proc").glob("[0-9]*/stat"):
+    try:
+        name, rest = stat.read_text().rsplit(")", 1)
+    except OSError:
+        continue
+    if int(rest.split()[1]) == os.getpid() and "wandb" in name:
+        os.kill(int(stat.parent.name), signal.SIGKILL)
+        print("killed", name.split("(")[1])
+for step in range(2, 40):
+    run.log(step, x=1 / step)
+run.summary(y=2)
+run.finish()
+"""
+
+
+def test_wandbs_service_may_die_in_the_middle(tmp_path):
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("needs /proc")
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("killed wandb-core")
+    assert done.stderr.startswith("W&B failed (")
+    assert done.stderr.count("\n") == 1, done.stderr  # no traceback of W&B's own
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 40))
+    assert read(tmp_path / "summary.json") == {"x": 0.5, "x_step": 1, "y": 2}
+
+
 def test_offline_run_and_resume(tmp_path, capfd, caplog, monkeypatch):
     seen = []
     start = wandb.init

@@ -2,7 +2,8 @@
 
     python -m tests.bench.loop_overhead [steps]
 
-Both run in one process, in turns, on batches that are in memory; prints both times and the ratio.
+Both run in one process, in turns, on batches that are in memory; prints both times and the ratio,
+and what the statistics of the log take of a step.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from torch.utils.data import DataLoader
 from common.engine.fit import fit
 from common.engine.optim import build_optimizer, parameter_groups
 from common.engine.settings import FitConfig, Stage, this_device
+from common.engine.tally import Tally
 from common.environment import machine
-from common.losses.margin import SubCenterArcFace
+from common.losses.total import Total, build
 from common.models.embedder import Embedder, ModelConfig
 
 BATCH, SIZE, CLASSES, ROUNDS = 16, 128, 1000, 5
@@ -53,11 +55,12 @@ class InMemory(torch.utils.data.Dataset):
         return self.batch
 
 
-def make(seed: int = 0) -> tuple[Embedder, SubCenterArcFace]:
+def make(seed: int = 0) -> tuple[Embedder, Total]:
     """Model and head, the same each time."""
     torch.manual_seed(seed)
     model = Embedder(ModelConfig(weights="none", neck="fc_bn"))
-    return model, SubCenterArcFace(model.embedding_dim, CLASSES, k=3)
+    state = {"embedding_dim": model.embedding_dim, "num_classes": CLASSES, "class_counts": None}
+    return model, build([{"name": "sub_center_arcface", "k": 3}], state)
 
 
 def bare(images: torch.Tensor, labels: torch.Tensor, steps: int) -> float:
@@ -112,6 +115,23 @@ def looped(images: torch.Tensor, labels: torch.Tensor, steps: int) -> float:
     return statistics.median(b - a for a, b in itertools.pairwise(times))
 
 
+def watched(labels: torch.Tensor, times: int = 200) -> tuple[float, float]:
+    """Seconds of this thread that the statistics of a batch take, and the head's forward pass."""
+    device = this_device()
+    _, head = make()
+    head, labels = head.to(device), labels.to(device)
+    rows = torch.randn(len(labels), head.terms[0].embedding_dim, device=device)
+    tally, spent = Tally(device), [0.0, 0.0]
+    for _ in range(times):
+        for place, action in enumerate(
+            (lambda: head(rows, labels), lambda: tally.add(rows.new_ones(()), head.watch()))
+        ):
+            start = time.thread_time()
+            action()
+            spent[place] += time.thread_time() - start
+    return spent[1] / times, spent[0] / times
+
+
 def main() -> None:
     """Print the two times, round by round, and the median ratio."""
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 15
@@ -123,6 +143,8 @@ def main() -> None:
         one, two = bare(images, labels, steps), looped(images, labels, steps)
         ratios.append(two / one)
         print(f"round {number + 1}: bare {one * 1e3:7.1f} ms  fit {two * 1e3:7.1f} ms", flush=True)
+    seconds, forward = watched(labels)
+    print(f"statistics {seconds * 1e3:.2f} ms a step, the head's forward {forward * 1e3:.2f} ms")
     print(f"fit / bare, median of {ROUNDS}: {statistics.median(ratios):.3f}")
     print(f"{machine()['cpu']}, {machine()['cores']} cores, torch {torch.__version__}")
 
