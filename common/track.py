@@ -126,10 +126,7 @@ class Run:
             self._merge(kept)
         if self._remote is not None:
             self._remote.send(lambda run: run.log({"step": int(step), **values}))
-            # The best values themselves are W&B's to find, see `remote.Remote`.
-            steps = {name: value for name, value in kept.items() if name.endswith("_step")}
-            if steps:
-                self._remote.send(lambda run: run.summary.update(steps))
+            self._tell_steps(kept)
 
     def summary(self, **values: Any) -> None:
         """Merge values into `summary.json` and the W&B summary."""
@@ -185,8 +182,10 @@ class Run:
         for name in self.best:
             stored.pop(name, None)
             stored.pop(f"{name}_step", None)
+        kept = self._best(lines, fresh=True)
         if stored or lines:
-            write_json(self.folder / "summary.json", {**stored, **self._best(lines, fresh=True)})
+            write_json(self.folder / "summary.json", {**stored, **kept})
+        self._tell_steps(kept)
 
     def finish(self) -> str:
         """Close the run; the command that uploads it later, or an empty text."""
@@ -246,6 +245,12 @@ class Run:
                 if value > found.get(name, stored.get(name, -math.inf)):
                     found |= {name: value, f"{name}_step": line["step"]}
         return found
+
+    def _tell_steps(self, kept: Mapping[str, Any]) -> None:
+        """Put the steps of best values into W&B's summary; the values it finds itself."""
+        steps = {f"{name}_step": kept[f"{name}_step"] for name in self.best if name in kept}
+        if steps and self._remote is not None:
+            self._remote.send(lambda run: run.summary.update(steps))
 
     def _merge(self, values: Mapping[str, Any]) -> None:
         path = self.folder / "summary.json"

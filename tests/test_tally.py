@@ -23,6 +23,7 @@ TERMS = [
     {"name": "triplet", "weight": 0.5},
     {"name": "triplet", "weight": 0.5, "miner": "all_triplets"},
 ]
+MOVING = [*TERMS[:2], {"name": "circle", "weight": {"start": 1, "end": 0.5}}]
 STATE = {"embedding_dim": 5, "num_classes": CLASSES, "class_counts": [12] * CLASSES}
 CONFIG = {"stages": [Stage(epochs=2, size=8)], "batch_size": 8, "precision": "fp32", "clip": 0.1}
 TIMED = {"train/minutes", "train/images_per_second", "train/memory_gb"}
@@ -108,8 +109,8 @@ def test_a_frozen_backbone_has_no_rate(tmp_path):
 
 @pytest.mark.parametrize("when", ["middle", "validating"])
 def test_a_killed_epoch_says_the_same_in_the_end(tmp_path, when):
-    _, _, whole = run(tmp_path / "whole", FitConfig(**CONFIG), head=build(TERMS, STATE))
-    criterion, calls = build(TERMS, STATE), []
+    _, _, whole = run(tmp_path / "whole", FitConfig(**CONFIG), head=build(MOVING, STATE))
+    criterion, calls = build(MOVING, STATE), []
     forward = criterion.forward
 
     def killed(*words):
@@ -127,8 +128,9 @@ def test_a_killed_epoch_says_the_same_in_the_end(tmp_path, when):
     config = FitConfig(**CONFIG, save_minutes=0.0)
     with pytest.raises(Stop):
         run(tmp_path / "cut", config, head=criterion, validate=validate)
-    _, _, rest = run(tmp_path / "cut", FitConfig(**CONFIG), head=build(TERMS, STATE))
+    _, _, rest = run(tmp_path / "cut", FitConfig(**CONFIG), head=build(MOVING, STATE))
     mine, theirs = rest[-1][1], whole[-1][1]
+    assert 0.5 < mine["head/weight_2"] < 0.6
     assert {k: mine[k] for k in mine.keys() - TIMED} == {
         k: theirs[k] for k in theirs.keys() - TIMED
     }

@@ -98,14 +98,13 @@ class Loop:
         minutes = progress.minutes
         if not progress.batch:
             self.tally = Tally(self.device)
+        elif progress.batch == length:  # killed behind the last batch: it is logged again
+            self._schedule((number + (length - 1) / length) / total)
         shown = unreadable = 0
         self.trained.train()
         for batch in self._bar(data, number, total, length):
             set_lr(self.optimizer.optimizer, self._factor(stage, progress.batch, length))
-            if hasattr(self.criterion, "schedule"):
-                self.criterion.schedule(  # type: ignore[operator]
-                    (number + progress.batch / length) / total
-                )
+            self._schedule((number + progress.batch / length) / total)
             set_seed(self.seed + 10**6 * number + progress.batch + 7919 * distributed.rank())
             rest = length - progress.batch // config.accumulate * config.accumulate
             progress.batch += 1
@@ -145,6 +144,11 @@ class Loop:
         if lost := int(distributed.summed(torch.tensor(unreadable, device=self.device))):
             metrics["train/unreadable"] = lost
         return metrics | memory(self.device)
+
+    def _schedule(self, progress: float) -> None:
+        """Tell the criterion how much of the training is done, 0 to 1."""
+        if hasattr(self.criterion, "schedule"):
+            self.criterion.schedule(progress)  # type: ignore[operator]
 
     def _start_sampler(self, data: DataLoader[Any], number: int) -> None:
         """Tell the sampler where the training is; one with a state first gets what was saved."""

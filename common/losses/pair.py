@@ -205,7 +205,7 @@ class TripletLoss(ReferenceLoss):
         near, far, active = self._last
         sums = torch.stack([near, far, active.to(near.dtype)]).sum(1)
         names = ("positive_distance", "negative_distance", "active")
-        return dict(zip(names, with_number(sums, sums.new_tensor(len(near))), strict=True))
+        return dict(zip(names, with_number(sums, sums.new_full((), len(near))), strict=True))
 
     def statistics(self) -> dict[str, float]:
         """The means of `watch`; empty without a triplet. Waits for the device."""

@@ -124,11 +124,13 @@ class PartialFC(nn.Module):
             cast(Any, self.head).schedule(progress)
 
     def watch(self) -> dict[str, Tensor]:
-        """The head's, over the drawn classes."""
-        return self.head.watch()
+        """The head's, over the drawn classes, and how many those were."""
+        drawn = self.head.weight.new_ones(2)
+        drawn[0] = self.shard.count
+        return {**self.head.watch(), "classes": drawn}
 
     def statistics(self) -> dict[str, float]:
-        """The head's, over the drawn classes, and how many those were."""
+        """The same of the last batch, and what else the head tells."""
         return {**self.head.statistics(), "classes": float(self.shard.count)}
 
     @torch.no_grad()
