@@ -46,7 +46,11 @@ class Difference:
 
 
 def compare(
-    experiments: Mapping[str, Sequence[Queries]], *, draws: int = DRAWS, seed: int = 0
+    experiments: Mapping[str, Sequence[Queries]],
+    *,
+    against: str | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> list[Difference]:
     """The differences of all pairs that have queries in common, in the order of the names.
 
@@ -55,6 +59,7 @@ def compare(
 
     Args:
         experiments: name -> one metric's queries of each of its runs.
+        against: compare all with this one only; None: every pair.
         draws: how many times the queries are drawn.
         seed: of the draws.
     """
@@ -73,7 +78,7 @@ def compare(
     found = []
     for first, second in combinations(experiments, 2):
         both = [place for place, mean in enumerate(means) if first in mean and second in mean]
-        if not both:
+        if not both or against not in (None, first, second):
             continue
         apart = np.mean([means[p][second] - means[p][first] for p in both], axis=0)
         value, drawn = float(apart[0]), apart[1:]

@@ -15,7 +15,10 @@ import yaml
 from common.report.records import Json, Record
 
 PLACES = ("out", "run", "track")  # of a config: where it went, not what it did
-_ABSENT = object()
+TRAINING = ("model", "loss", "train", "view", "twins", "twin_mask")  # nothing to an ensemble
+JOINING = ("runs", "ensemble")  # nothing to a single run
+_ABSENT = object()  # not set where others of its section are
+_NOWHERE = object()  # no such section
 
 
 @dataclass
@@ -66,13 +69,15 @@ def group(records: Sequence[Record]) -> list[Experiment]:
 def differing(experiments: Sequence[Experiment]) -> dict[str, list[str | None]]:
     """Value of each dotted key that is not the same in all experiments; None where it is not set.
 
-    Lists of steps are taken apart where they have the same names in the same order.
+    Lists of steps are taken apart where they have the same names in the same order. What an
+    experiment has no section for (the training of an ensemble) makes no difference.
     """
-    trees = [_relevant(one.records[0].config) for one in experiments]
     found: dict[str, list[Any]] = {}
-    _walk("", trees, found)
+    trees = [_relevant(one.records[0]) for one in experiments]
+    for name in dict.fromkeys(name for tree in trees for name in tree):
+        _walk(name, [tree.get(name, _NOWHERE) for tree in trees], found)
     return {
-        key: [None if value is _ABSENT else flow(value) for value in values]
+        key: [None if value is _ABSENT or value is _NOWHERE else flow(value) for value in values]
         for key, values in found.items()
     }
 
@@ -84,20 +89,22 @@ def flow(value: Any) -> str:
 
 
 def _walk(key: str, values: list[Any], found: dict[str, list[Any]]) -> None:
-    if all(value == values[0] and type(value) is type(values[0]) for value in values):
+    asked = [value for value in values if value is not _NOWHERE]
+    if all(value == asked[0] and type(value) is type(asked[0]) for value in asked):
         return
-    present = [value for value in values if value is not _ABSENT]
+    present = [value for value in asked if value is not _ABSENT]
     if all(isinstance(value, dict) for value in present):
-        names = dict.fromkeys(name for value in present for name in value)
+        names: list[Any] = list(dict.fromkeys(name for value in present for name in value))
         rows = [{} if value is _ABSENT else value for value in values]
-    elif len(present) == len(values) and _alike(values):
-        names = dict.fromkeys(range(len(values[0])))
-        rows = [dict(enumerate(value)) for value in values]
+    elif len(present) == len(asked) and _alike(asked):
+        names = list(range(len(asked[0])))
+        rows = [value if value is _NOWHERE else dict(enumerate(value)) for value in values]
     else:
         found[key] = values
         return
     for name in names:
-        _walk(f"{key}.{name}".lstrip("."), [row.get(name, _ABSENT) for row in rows], found)
+        inner = [row if row is _NOWHERE else row.get(name, _ABSENT) for row in rows]
+        _walk(f"{key}.{name}", inner, found)
 
 
 def _alike(values: Sequence[Any]) -> bool:
@@ -110,20 +117,21 @@ def _alike(values: Sequence[Any]) -> bool:
 
 
 def _what(record: Record) -> str:
-    """The config without what runs of one experiment may differ in, as text."""
-    tree = _relevant(record.config)
-    if isinstance(tree.get("data"), dict) and record.data:
-        tree["data"].pop("root", None)  # the fingerprint says which data it was, wherever they lay
+    """What runs of one experiment have in common, as text."""
+    tree = _relevant(record)
     whole = yaml.safe_dump([record.job == "ensemble", tree, record.data], sort_keys=True)
     # Without a config nothing says that two runs are the same.
     return str(whole) if tree else f"{record.source}\n{whole}"
 
 
-def _relevant(config: Json) -> Json:
-    """A copy without places, seed and fold, in which runs of one experiment may differ."""
-    kept = {key: value for key, value in config.items() if key not in (*PLACES, "seed")}
+def _relevant(record: Record) -> Json:
+    """The config that the scores depend on, but for seed and fold."""
+    other = TRAINING if record.job == "ensemble" else JOINING
+    kept = {k: v for k, v in record.config.items() if k not in (*PLACES, *other, "seed")}
     if isinstance(kept.get("data"), dict):
-        kept["data"] = {k: v for k, v in kept["data"].items() if k != "fold"}
+        # The fingerprint says which data it was, wherever they lay.
+        less = ("fold", "root") if record.data else ("fold",)
+        kept["data"] = {key: value for key, value in kept["data"].items() if key not in less}
     return kept
 
 

@@ -69,9 +69,9 @@ class Record:
             found["images/s"] = float(np.median(speeds))
         return found
 
-    def series(self, name: str) -> tuple[list[float], list[float]]:
-        """Steps and values of a metric, where it is a number."""
-        points = [(line.get("step", 0), line.get(name)) for line in self.lines]
+    def series(self, name: str, over: str = "step") -> tuple[list[float], list[float]]:
+        """Steps (or epochs) and values of a metric, where it is a number."""
+        points = [(line.get(over, 0), line.get(name)) for line in self.lines]
         kept = [(float(x), float(y)) for x, y in points if _number(x) and _number(y)]
         return [x for x, _ in kept], [y for _, y in kept]
 
