@@ -50,6 +50,10 @@ class Section:
     figures: Sequence[str] = ()
     rows: Sequence[Json] = ()
 
+    def stored(self) -> Json:
+        """As `Analysis.sections` keeps it: the drawings as plain text."""
+        return {**vars(self), "figures": [str(svg) for svg in self.figures]}
+
 
 def write_report(folder: str | Path, *sections: Section, title: str | None = None) -> Path:
     """Path of the written `report.html`.

@@ -43,7 +43,7 @@ def apart(counted: Mapping[str, Any]) -> str:
             label=plain_text(f"{name} ({total:,})"),
         )  # fmt: skip
     mark_threshold(axes, counted.get("threshold"), edges)
-    label_axes(axes, counted["x_label"], "share of the kind", legend=True)
+    label_axes(axes, counted["x_label"], "share of the kind", legend=True, columns=2)
     if counted.get("middle"):
         decades_across(axes, edges, counted["middle"])
     return as_svg(figure, f"{counted['x_label']} of matches and others")

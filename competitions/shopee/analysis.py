@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +147,7 @@ def sections(
         rows.append(row)
     mean = float(np.sum(np.arange(1, len(shares) + 1) * np.asarray(shares)))
     text = why(choice, held) + f" A training listing's group has {mean:.3f} listings on average."
-    found = [asdict(Section("Which threshold, and why", text, rows=rows))]
+    found = [Section("Which threshold, and why", text, rows=rows).stored()]
     if held is None or known is None or held.truth is None:
         return found
     values = held.truth.row_f1(kept(known, choice.cut, config.most))
@@ -177,7 +176,7 @@ def sections(
         "Of held-out listings: F1 by both thresholds, and by how many listings their product has. "
         "Sizes of the predicted groups of the test beside those of train."
     )
-    return [*found, asdict(Section("F1", text, figures=[surface, sizes, spread]))]
+    return [*found, Section("F1", text, figures=[surface, sizes, spread]).stored()]
 
 
 def why(choice: Choice, held: Pool | None) -> str:
@@ -186,7 +185,10 @@ def why(choice: Choice, held: Pool | None) -> str:
     if held is None or held.truth is None:
         return text + " Nothing is held out."
     asked, all_ = int(held.truth.asked.sum()), len(held.table)
-    text += f" Held out are {asked} listings among {all_ - asked} distractors."
+    text += f" Held out are {asked} listings among {all_ - asked} distractors"
+    if unseen := int((held.table.labels < 0).sum()):  # the tables' own: nobody knows the test's
+        text += f", {unseen} of them listings of the test"
+    text += "."
     if held.truth.crowd > 1:
         text += (
             f" The test has {held.truth.crowd:.2f} times as many strangers: a false match counts "

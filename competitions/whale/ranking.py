@@ -99,7 +99,7 @@ def held_question(vectors: Vectors, held: Held) -> Question:
     asked = held.asked
     queries, gallery = held.table.take(asked.queries), held.table.take(asked.gallery)
     question = _question(vectors.train, queries, vectors.train, gallery)
-    question.truth = asked.truth
+    question.truth, question.relevant = asked.truth, gallery.labels
     # Who it is even where nobody shall know; strangers without a name are all different.
     nameless = -1 - np.arange(len(queries))
     question.groups = np.where(queries.labels < 0, nameless, queries.labels)
