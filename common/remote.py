@@ -11,6 +11,8 @@ import logging
 import netrc
 import os
 import shlex
+import sys
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,13 +147,14 @@ class Remote:
             settings = {key: value for key, value in _SETTINGS.items() if key in known}
             # The daily use of its samples is GPU load; without a GPU they only cost time.
             settings["x_disable_stats"] = not Path("/proc/driver/nvidia").exists()
-            self._run = wandb.init(
-                mode=how,
-                resume="allow",
-                reinit="finish_previous",
-                settings=wandb.Settings(**settings),
-                **self._about,
-            )
+            with _no_launch():
+                self._run = wandb.init(
+                    mode=how,
+                    resume="allow",
+                    reinit="finish_previous",
+                    settings=wandb.Settings(**settings),
+                    **self._about,
+                )
         except Exception as error:
             fallback = "logging offline" if how == "online" else f"metrics are in {self._folder}"
             self._warn(f"W&B did not start ({_line(error)}): {fallback}.")
@@ -165,6 +168,25 @@ class Remote:
         if not self._warned:
             _log.warning(text)
         self._warned = True
+
+
+@contextlib.contextmanager
+def _no_launch() -> Iterator[None]:
+    """Keep W&B from importing its launch agent, which takes half as long as all of the kit.
+
+    Each start imports it to apply inputs that only a job of W&B Launch has staged.
+    """
+    name = "wandb.sdk.launch.inputs.internal"
+    if name in sys.modules or os.environ.get("WANDB_LAUNCH"):
+        yield
+        return
+    stub: Any = types.ModuleType(name)
+    stub.StagedLaunchInputs = lambda: types.SimpleNamespace(apply=lambda run: None)
+    sys.modules[name] = stub
+    try:
+        yield
+    finally:
+        sys.modules.pop(name, None)
 
 
 def _teardown() -> None:

@@ -389,6 +389,7 @@ from common import remote
 from common.track import Run, TrackConfig
 remote._SETTINGS["init_timeout"] = 1
 run = Run(sys.argv[1], {}, TrackConfig(wandb=sys.argv[2]), best=("x",))
+assert not [name for name in sys.modules if name.startswith("wandb.sdk.launch")]  # slow
 run.log(1, x=0.5)
 print(run.finish())
 """
