@@ -1,7 +1,9 @@
 """What notebooks show: pictures of classes, curves and results of a run, drawings as PNG."""
 
+import copy
 import io
 import json
+import pickle
 
 import cv2
 import numpy as np
@@ -128,6 +130,7 @@ def test_a_drawing_is_svg_text_and_a_picture_with_the_same_curve():
     rising = plots.curves({"a": ([0, 1], [0.0, 1.0])}, x_label="epoch", y_label="score")
     assert flat.startswith("<svg")
     assert flat._repr_png_() == flat._repr_png_()
+    assert copy.deepcopy(flat) == pickle.loads(pickle.dumps(flat)) == str(flat)
     blue = np.array((0x2B, 0x63, 0xD9))
 
     def heights(drawing):

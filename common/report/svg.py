@@ -25,6 +25,9 @@ class Svg(str):
         made.figure = figure
         return made
 
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self),)  # copies and pickles are the text
+
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
         FigureCanvasAgg(self.figure)
