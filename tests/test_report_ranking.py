@@ -18,7 +18,7 @@ from common.report.matches import HEIGHT, WIDEST, drawn, show_matches
 from common.rerank.geometry import Settings, Verification, verify
 from common.types import Embeddings
 from tests.oracles.views import texture, turned
-from tests.test_report import EVIL, Page
+from tests.report_pages import EVIL, Page
 
 DIAGRAM = {"confidence": [0.1, 0.9], "accuracy": [0.2, 0.8], "count": [30, 70], "ece": 0.1234}
 
@@ -118,8 +118,9 @@ def folder(tmp_path, scenes):
 
 def test_the_page_shows_all_of_the_notes(folder):
     text = page.write_report(folder).read_text()
-    assert "<script" not in text
     page_ = Page(text)
+    assert page_.scripts == [""]
+    assert EVIL not in text
     for words in (
         "Ranking steps", "Recognition", "Retrieval", "Reliability", "ECE 0.123",
         "Plausible homography: importances", "The first 15 of 20 features", "feature 14",

@@ -10,12 +10,12 @@ from markupsafe import Markup
 from common.paths import write_text
 from common.report import plots_compare
 from common.report.bootstrap import Difference
+from common.report.canvas import COLORS
 from common.report.compare_text import COSTS, SURE, number, spread
 from common.report.comparison import METRICS, Comparison, title
 from common.report.experiments import Experiment
 from common.report.gallery import templates
 from common.report.page import policy
-from common.report.plots import COLORS
 
 _TEMPLATES = Path(__file__).parent / "templates"
 Json = dict[str, Any]

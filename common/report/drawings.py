@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from common.report import plots, plots_matching, plots_ranking
+from common.report.canvas import SERIES
 from common.report.files import WORDS
 
 Json = dict[str, Any]
@@ -48,7 +49,7 @@ def training(lines: Sequence[Json]) -> list[Drawing]:
     )
     for kind, heading, label, caption in plan:
         if kinds[kind]:
-            chosen = {name: drawn[name] for name in kinds[kind][: len(plots.SERIES)]}
+            chosen = {name: drawn[name] for name in kinds[kind][: len(SERIES)]}
             positive = all(value > 0 for _, up in chosen.values() for value in up)
             svg = plots.curves(
                 chosen, y_label=label, log=kind == "rate" and positive, best=kind == "score"

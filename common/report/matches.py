@@ -17,7 +17,7 @@ from PIL import Image
 
 from common.data.images import ImageError
 from common.notes import Notes
-from common.report.plots import COLORS
+from common.report.canvas import COLORS
 from common.rerank.features import load
 from common.rerank.geometry import Verification, verify
 from common.types import Embeddings

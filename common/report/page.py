@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 from common.paths import write_text
 from common.report import drawings
+from common.report.canvas import CLASSES, COLORS
 from common.report.files import (
     WORDS,
     Analysis,
@@ -32,7 +33,6 @@ from common.report.files import (
     save_analysis,
 )
 from common.report.gallery import templates
-from common.report.plots import CLASSES, COLORS
 
 __all__ = ["Analysis", "Section", "save_analysis", "write_report"]
 

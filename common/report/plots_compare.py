@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from common.report.bootstrap import Difference
-from common.report.plots import (
+from common.report.canvas import (
     COLORS,
     SERIES,
     as_svg,

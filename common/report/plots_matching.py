@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from common.report.plots import (
+from common.report.canvas import (
     COLORS,
     SERIES,
     as_svg,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from common.report.plots import COLORS, SERIES, as_svg, label_axes, panels, plain_text, styled
+from common.report.canvas import COLORS, SERIES, as_svg, label_axes, panels, plain_text, styled
 
 _LONGEST = 26  # characters of a feature's name
 

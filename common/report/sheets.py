@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from common.data.images import read_image
 from common.paths import atomic
-from common.report.plots import COLORS
+from common.report.canvas import COLORS
 
 Row = dict[str, Any]
 SIDE = 208  # long side of a stored thumbnail in pixels
