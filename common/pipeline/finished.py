@@ -137,9 +137,10 @@ def _competition(folder: Path) -> str:
             f"with python competitions/NAME/train.py out={folder}; NAME is {', '.join(known)}."
         )
     if name not in known:
+        near = suggestion(name, known) or "."
         raise ConfigError(
-            f"{folder} is a run of competitions/{name}, which is not here{suggestion(name, known)} "
-            f"There are: {', '.join(known)}."
+            f"{folder} is a run of competitions/{name}, which is not here{near} There are: "
+            f"{', '.join(known)}."
         )
     return name
 
