@@ -74,6 +74,8 @@ class Runner:
             "bayes": lambda: optuna.samplers.TPESampler(seed=seed),
         }
         self.study.sampler = samplers[sweep.method]()
+        if sweep.method == "grid":  # it would end a loop of Optuna's own, and there is none here
+            self.study.sampler.after_trial = lambda *_: None
         self.states = optuna.trial.TrialState
 
     def run(self, trials: int | None, minutes: float | None) -> None:

@@ -55,14 +55,13 @@ def group(records: Sequence[Record]) -> list[Experiment]:
     for record in records:
         found.setdefault(_what(record), []).append(record)
     names = [_name(part) for part in found.values()]
-    for place, part in enumerate(found.values()):
-        if names.count(names[place]) > 1:
-            longer = Path(part[0].source)
-            names[place] = f"{longer.parent.name}/{longer.name}"
-    taken: dict[str, int] = {}
-    for place, name in enumerate(names):
-        taken[name] = taken.get(name, 0) + 1
-        names[place] = name if taken[name] == 1 else f"{name} ({taken[name]})"
+    longer = [f"{Path(part[0].source).parent.name}/{name}"
+              for name, part in zip(names, found.values(), strict=True)]  # fmt: skip
+    names = [
+        full if names.count(name) > 1 else name for name, full in zip(names, longer, strict=True)
+    ]
+    before = [names[:place].count(name) for place, name in enumerate(names)]
+    names = [f"{name} ({n + 1})" if n else name for name, n in zip(names, before, strict=True)]
     return [Experiment(name, part) for name, part in zip(names, found.values(), strict=True)]
 
 
