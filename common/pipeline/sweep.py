@@ -51,6 +51,8 @@ class Runner:
         searched = {key: vars(one) for key, one in sweep.parameters.items()}
         what = {"method": sweep.method, "metric": sweep.metric, "maximize": sweep.maximize}
         what |= {"parameters": searched, "words": [*map(list, sweep.words)], "extra": self.extra}
+        if sweep.method == "grid":  # its order, by which Optuna numbers the points
+            what["seed"] = seed
         stored = read_json(folder / "sweep.json")
         if stored and stored != what:
             key = next(key for key in what if stored.get(key) != what[key])
@@ -67,11 +69,11 @@ class Runner:
             load_if_exists=True,
         )
         # A sampler that begins anew must not draw again what it drew before.
-        seed += len(self.study.trials)
+        later = seed + len(self.study.trials)
         samplers = {
             "grid": lambda: optuna.samplers.GridSampler(grid_of(sweep.parameters), seed=seed),
-            "random": lambda: optuna.samplers.RandomSampler(seed=seed),
-            "bayes": lambda: optuna.samplers.TPESampler(seed=seed),
+            "random": lambda: optuna.samplers.RandomSampler(seed=later),
+            "bayes": lambda: optuna.samplers.TPESampler(seed=later),
         }
         self.study.sampler = samplers[sweep.method]()
         if sweep.method == "grid":  # it would end a loop of Optuna's own, and there is none here
