@@ -288,8 +288,8 @@ def test_grid_runs_every_point_once_and_says_what_failed(tiny, tmp_path, capsys)
         "train.sizes": {"value": [1, 2]},
     }
     path = make_file(tiny, method="grid", parameters=parameters)
-    run(path, "--trials", "2")
-    run(path)  # goes on: the other four
+    run(path, "--trials", "5")
+    run(path)  # goes on: the last one
     said = capsys.readouterr().out
     assert "all 6 points of the grid are done" in said
     assert said.count("failed with exit 1: this recipe is broken") == 2
