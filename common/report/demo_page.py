@@ -33,12 +33,15 @@ CSS = """
 #results .grid-wrap, #examples .grid-wrap {
   height: auto !important; min-height: 0 !important; max-height: none !important; padding: 4px;
 }
+#examples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
 #results .caption-label { font-size: .8rem; max-width: 100%; }
+footer { display: none !important; }
 @media (max-width: 640px) {
   .gradio-container, .gradio-container main { padding: 8px !important; }
   #results .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
 }
 """
+SHOW_MORE = "() => document.getElementById('more')?.scrollIntoView({block: 'center'})"
 _CHOOSE = ["Choose a result to compare it with the query."]
 FONT = ["Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]  # whatever is installed
 
@@ -97,6 +100,7 @@ def build(search: Search, style: dict[str, Any]) -> Any:
                 )
                 # Pillow would open the file first, and its error would say nothing to anybody.
                 picture.preprocess = lambda payload: payload and payload.path
+                title = gr.Textbox(label="Title", visible=titles, max_lines=3)
                 if pictures:
                     gr.HTML("Or begin with an image of the test:")
                 examples = gr.Gallery(
@@ -113,7 +117,6 @@ def build(search: Search, style: dict[str, Any]) -> Any:
                     visible=pictures,
                     **_known(gr.Gallery.__init__, bare),
                 )
-                title = gr.Textbox(label="Title", visible=titles, max_lines=3)
                 gallery = gr.Dropdown(
                     [(f"{name} ({count:,})", name) for name, count in search.galleries.items()],
                     value=first,
@@ -125,6 +128,15 @@ def build(search: Search, style: dict[str, Any]) -> Any:
                     about = gr.Markdown(actions.explained(first))
             with gr.Column(scale=3, min_width=320):
                 said = gr.HTML(actions.hint, elem_id="said")
+                pair = gr.Image(
+                    label="Keypoint matches",
+                    elem_id="pair",
+                    format="jpeg",
+                    interactive=False,
+                    visible=False,
+                    **_known(gr.Image.__init__, bare),
+                )
+                more = gr.HTML("", elem_id="more")
                 results = gr.Gallery(
                     label="Results",
                     show_label=False,
@@ -137,14 +149,6 @@ def build(search: Search, style: dict[str, Any]) -> Any:
                     interactive=False,
                     **_known(gr.Gallery.__init__, bare),
                 )
-                pair = gr.Image(
-                    label="Keypoint matches",
-                    format="jpeg",
-                    interactive=False,
-                    visible=False,
-                    **_known(gr.Image.__init__, bare),
-                )
-                more = gr.HTML("", elem_id="more")
         asked, shown = [picture, title, gallery, steps], [results, said, answer, pair, more]
         changed = [picture.change] if pictures else []
         gr.on(
@@ -158,7 +162,8 @@ def build(search: Search, style: dict[str, Any]) -> Any:
         gallery.input(actions.switch, gallery, [steps, about], api_name="steps").then(
             actions.look, asked, shown, concurrency_limit=1
         )
-        results.select(actions.compare, answer, [pair, more], api_name=False)
+        compared = results.select(actions.compare, answer, [pair, more], api_name=False)
+        compared.then(None, js=SHOW_MORE)  # the chosen result may be far below
         examples.select(actions.begin, None, picture, api_name=False)
     return blocks
 
