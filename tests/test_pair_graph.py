@@ -8,7 +8,13 @@ from torch.nn.functional import elu, leaky_relu, normalize
 from common.config import ConfigError
 from common.notes import Notes
 from common.rerank import matches
-from common.rerank.edge_attention import AttentionLayer, EdgeAttention, PairGraph, scatter_softmax
+from common.rerank.edge_attention import (
+    AttentionLayer,
+    EdgeAttention,
+    PairGraph,
+    around,
+    scatter_softmax,
+)
 from common.rerank.listings import Listings
 from common.rerank.pair_graph import graph_attention, pair_graph
 from common.rerank.pair_trees import asked_pairs, lightgbm_pairs, pair_table
@@ -86,6 +92,16 @@ def test_both_directions_of_a_pair_and_any_order_of_nodes_agree():
     place = order.argsort()
     moved = PairGraph(place[graph.source], place[graph.target], graph.edges, graph.nodes[order])
     torch.testing.assert_close(model(graph), model(moved))
+
+
+def test_what_is_around_some_pairs_judges_them_as_the_whole_graph_does():
+    graph = graph_of(n=40, pairs=45)
+    model = EdgeAttention(5, 4, heads=2, hidden=3).eval()
+    rows = torch.tensor([7, 0, 30])
+    part, mine = around(graph, rows)
+    assert part.pairs < graph.pairs
+    torch.testing.assert_close(model(part)[mine], model(graph)[rows])
+    assert torch.equal(part.edges[: part.pairs], part.edges[part.pairs :])
 
 
 def test_the_graph_holds_each_pair_once_with_equal_edges_both_ways(pool, near):

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from common.config import ConfigError, load
@@ -102,8 +103,8 @@ def runs(root, tmp_path_factory):
     """An image and a text run, inferred with every learned step and with titles' TF-IDF."""
     out = tmp_path_factory.mktemp("runs")
     steps = f"matching=[{{name: concat}}, {{name: union}}, {TREES}, {{name: both_ways}}, {NETWORK}]"
-    run("train", f"data.root={root}", f"out={out / 'image'}", *TINY)
-    run("infer", f"run={out / 'image'}", steps)
+    call("train", f"data.root={root}", f"out={out / 'image'}", *TINY)
+    call("infer", f"run={out / 'image'}", steps)
     call("train", "experiments/text.yaml", f"data.root={root}", f"out={out / 'text'}", *TINY,
         "model.text.freeze=none")  # fmt: skip
     call("infer", f"run={out / 'text'}", "tfidf.kinds=[word, char]")
@@ -164,6 +165,31 @@ def test_a_study_scores_steps_as_the_scripts_do(root, runs, tmp_path):
     assert found.loc["both", "test"] == round(summary["test/f1"], 4)
     weighted = study.scores(steps, by="weighted")
     assert weighted["held-out"] <= study.scores(steps)["held-out"]
+
+
+def quick(steps):
+    """The same steps with pair models that are small enough for a few listings."""
+    small = {
+        "lightgbm_pairs": {"rounds": 10, "min_leaf": 5, "folds": 3, "threads": 1},
+        "graph_attention": {"epochs": 5, "folds": 3},
+    }
+    for step in steps:
+        step.update(small.get(step["name"], {}))
+        if step["name"] == "vote":
+            step["of"] = [quick(branch) for branch in step["of"]]
+    return steps
+
+
+@pytest.mark.parametrize("place", ["1st", "2nd", "4th", "6th"])
+def test_the_matching_of_every_recipe_runs(runs, place):
+    recipe = yaml.safe_load((BASE.parent / "experiments" / f"shopee2021_{place}.yaml").read_text())
+    study = Study.of(runs / "image", runs / "text")
+    known, found = study.matched(quick(recipe["matching"]))
+    assert len(found) == len(study.data.test)
+    assert not (found.index == torch.arange(len(found))[:, None]).any()
+    assert found.score[found.index >= 0].isfinite().all()
+    truth = study.pools[0].truth
+    assert study.choice(known, found).cut.f1 >= (2 / (1 + truth.totals)).mean()
 
 
 def test_a_hidden_test_of_three_rows_and_of_one(root, runs, tmp_path, capsys):

@@ -121,6 +121,36 @@ def scatter_softmax(logits: Tensor, target: Tensor, own: Tensor) -> tuple[Tensor
     return edge / total[target], self_ / total
 
 
+def around(graph: PairGraph, rows: Tensor) -> tuple[PairGraph, Tensor]:
+    """The part of a graph that `EdgeAttention` hears of when it judges pairs, and their places.
+
+    Two layers: all edges of a pair's ends and of their neighbors. Logits of these pairs are those
+    of the whole graph. A tenth of the listings being asked, that is most of the work saved.
+
+    Args:
+        graph: of all listings.
+        rows: `(R,)` pairs.
+
+    Returns:
+        The smaller graph, and `(R,)` places of the pairs in it.
+    """
+    a, b = graph.source[: graph.pairs], graph.target[: graph.pairs]
+    ends = torch.zeros(len(graph.nodes), dtype=torch.bool, device=a.device)
+    ends[a[rows]] = ends[b[rows]] = True
+    near = ends.clone()
+    near[a[ends[b]]] = near[b[ends[a]]] = True
+    kept = (near[a] | near[b]).nonzero()[:, 0]
+    nodes, place = torch.unique(torch.cat([a[kept], b[kept]]), return_inverse=True)
+    one, other = place[: len(kept)], place[len(kept) :]
+    part = PairGraph(
+        torch.cat([one, other]),
+        torch.cat([other, one]),
+        graph.edges[: graph.pairs][kept].repeat(2, 1),
+        graph.nodes[nodes],
+    )
+    return part, torch.searchsorted(kept, rows)
+
+
 def train_edges(
     model: EdgeAttention,
     graph: PairGraph,

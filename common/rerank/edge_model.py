@@ -20,7 +20,7 @@ from sklearn.metrics import average_precision_score
 
 from common.data.folds import group_folds
 from common.engine.checkpoint import load_tree, save_tree
-from common.rerank.edge_attention import EdgeAttention, PairGraph, train_edges
+from common.rerank.edge_attention import EdgeAttention, PairGraph, around, train_edges
 
 _SCALE = ("edge_mean", "edge_std", "node_mean", "node_std")
 
@@ -71,7 +71,7 @@ class EdgeModel:
         weight: np.ndarray,
         device: torch.device | None = None,
     ) -> EdgeModel:
-        """Itself, trained; messages run over the whole graph, the loss sees only `rows`.
+        """Itself, trained; messages run over all edges that reach `rows`, the loss sees only these.
 
         Args:
             graph: of all listings.
@@ -92,7 +92,7 @@ class EdgeModel:
         place = torch.device("cpu") if device is None else torch.device(device)
         self.names_ = list(names)
         self.scale_ = _scale_of(graph)
-        scaled = self._scaled(graph, place)
+        part, mine = around(self._scaled(graph, place), torch.from_numpy(rows).to(place))
         fold = group_folds(groups.ravel(), self.folds, self.seed).reshape(groups.shape)
         self.networks_: list[EdgeAttention] = []
         self.out_of_fold_ = np.empty(len(rows), np.float32)
@@ -103,8 +103,8 @@ class EdgeModel:
                 network = self._network(graph.nodes.shape[1], graph.edges.shape[1]).to(place)
                 train_edges(
                     network,
-                    scaled,
-                    torch.from_numpy(rows[seen]).to(place),
+                    part,
+                    mine[torch.from_numpy(seen).to(place)],
                     torch.from_numpy(same[seen].astype(np.float32)).to(place),
                     torch.from_numpy(weight[seen]).float().to(place),
                     epochs=self.epochs,
@@ -112,7 +112,7 @@ class EdgeModel:
                 )
             self.networks_.append(network)
             held = np.flatnonzero(fold[:, 0] == number)
-            self.out_of_fold_[held] = _probability(network, scaled).numpy()[rows[held]]
+            self.out_of_fold_[held] = _probability(network, part)[mine.cpu()].numpy()[held]
         self.average_precision_ = float(average_precision_score(same, self.out_of_fold_))
         return self
 
