@@ -39,6 +39,7 @@ def test_gap_curve_against_scikit_learn():
         lambda: plots.curves({"a": ([1, 2, 3], [0.1, float("nan"), 0.3])}, best=True),
         lambda: plots.curves({"a": ([1], [1.0])}, y_label="loss", log=True, chosen=1.0),
         lambda: plots.curves({"empty": ([], [])}, best=True),
+        lambda: plots.curves({"a": ([0.01, 0.1, 90], [1, 2, 1])}, chosen=0.1, middle=0.1),
         lambda: plots.score_histogram([0.5], ["wrong"]),
         lambda: plots.score_histogram([0.5] * 3, ["right"] * 3),
         lambda: plots.score_histogram([0.1, 0.9], ["none", "right"], gap=False, threshold=0.4),

@@ -122,6 +122,7 @@ def thresholds(items: Sequence[Json]) -> list[Drawing]:
                     x_label=str(item.get("x_label", "threshold")),
                     y_label=str(item.get("y_label", "score")),
                     chosen=item.get("chosen"),
+                    middle=item.get("middle"),
                 )
             ),
             str(item.get("caption", "")),

@@ -49,8 +49,9 @@ class Analysis:
         retrieval: `{ap: (Q,), relevant: (Q,)}`, average precision of each query and how many
             gallery (or training) images are right for it; optional `name` of the metric.
         words: wording of the page where it is not that of `WORDS`.
-        thresholds: curves `{title, x, series: {name: y}}` with optional `x_label, y_label, chosen`
-            and `caption`: F1 by threshold, MAP@5 by the threshold of new_whale.
+        thresholds: curves `{title, x, series: {name: y}}` with optional `x_label, y_label, chosen`,
+            `caption` and `middle` (of x that spans decades, see `report.separation.bins`): F1 by
+            threshold, MAP@5 by the threshold of new_whale.
         pairs: histograms of scores of matches and non-matches, `report.separation.counted`.
         stages: how long each took, `Clock.rows`.
         notes: what the ranking steps of each task found, the fields of `common.notes.Notes`.

@@ -184,6 +184,8 @@ def laid_out(vectors: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
                 n_jobs=1,
             )
             places, method = np.asarray(found.fit_transform(inner), np.float64), "t-SNE"
+    if np.ptp(places[:, 1]) > np.ptp(places[:, 0]):  # lying it leaves no screen empty
+        places = places[:, ::-1]
     low, span = places.min(0), float(np.ptp(places, axis=0).max())
     return (places - low) / max(span, 1e-12), method
 

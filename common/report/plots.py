@@ -36,6 +36,7 @@ def curves(
     log: bool = False,
     best: bool = False,
     chosen: float | None = None,
+    middle: float | None = None,
 ) -> str:
     """Lines over a common axis; SVG.
 
@@ -46,6 +47,7 @@ def curves(
         log: logarithmic vertical axis.
         best: mark the highest point of each line with its value.
         chosen: an x that is marked with a vertical line (a threshold that was chosen).
+        middle: the horizontal axis is linear up to here and logarithmic behind it.
     """
     figure, (axes,) = panels()
     for place, (name, (x, y)) in enumerate(series.items()):
@@ -77,6 +79,9 @@ def curves(
     label_axes(axes, x_label, y_label, legend=len(series) > 1)
     axes.xaxis.set_major_formatter(FuncFormatter(short))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=x_label in ("step", "epoch")))
+    if middle is not None:
+        every = np.concatenate([np.asarray(x, float) for x, _ in series.values()])
+        decades_across(axes, np.array([every.min(), every.max()]), middle)
     return as_svg(figure, f"{y_label} over {x_label}")
 
 

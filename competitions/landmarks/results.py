@@ -199,17 +199,23 @@ def decisions(asked: Question, found: Neighbors, analysis: Analysis) -> float | 
     if not bool((first.index >= 0).any()):
         return None
     curve = unknown_curve(first.score.numpy(), first.index.numpy(), asked.truth, top=1)
+    # Powers of votes span decades: points by rank, as evenly spaced ones would miss the low scores.
+    rows = np.linspace(0, len(curve.x) - 1, 200).round().astype(np.int64)
+    rows = np.unique(np.append(rows, curve.best))
     analysis.thresholds = [
-        curve.report(
-            "Right decisions by threshold",
-            "held out",
-            x_label="threshold",
-            y_label="share of the queries",
-            caption="A decision is right where the landmark is and its score reaches the "
+        {
+            "title": "Right decisions by threshold",
+            "x": curve.x[rows],
+            "series": {"held out": curve.y[rows]},
+            "chosen": curve.threshold,
+            "middle": separation.bins(curve.x, curve.x, 1)[1],
+            "x_label": "threshold",
+            "y_label": "share of the queries",
+            "caption": "A decision is right where the landmark is and its score reaches the "
             "threshold, or where nothing known is seen and no score does. GAP needs no "
             "threshold; a service that answers or keeps silent does. "
             f"{curve.value:.4f} is the best.",
-        )
+        }
     ]
     return curve.threshold
 
