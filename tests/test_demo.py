@@ -147,7 +147,7 @@ def test_the_page_finds_a_listing_by_picture_and_title(page):
     assert ask(url, None, "tea")[1].count("a grey one stands in") == 1
     keys = ["alpha_qe k=5 alpha=3.0", "local top=20 cap=30 weight=0.5"]
     said = ask(url, data / "train_images" / "41.jpg", "", "test", keys)[1]
-    assert "7 of test by alpha_qe → knn → local" in said
+    assert "8 of test by alpha_qe → knn → local" in said
     assert "an empty one stands in" in said
 
 
