@@ -76,6 +76,17 @@ def make_three(root, queries=200):
     return root
 
 
+def queries_fit(folder):
+    """Whether the per-query scores of a run folder give the scores of its summary, all of them."""
+    scores = {
+        key: value
+        for key, value in json.loads((folder / "summary.json").read_text()).items()
+        if key.startswith(("held-out/", "test/")) and not key.endswith("recall1")
+    }
+    found = {key: one.metric() for key, one in load_queries(folder).items()}
+    return bool(scores) and found == pytest.approx(scores)
+
+
 @pytest.fixture
 def three(tmp_path):
     return make_three(tmp_path / "runs")

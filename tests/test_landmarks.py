@@ -21,6 +21,7 @@ from common.submission import check
 from common.types import Embeddings
 from competitions.landmarks.ranking import score
 from competitions.landmarks.study import Study
+from tests.test_compare import queries_fit
 
 ROOT = Path(__file__).parents[1]
 # A net of 0.4 M weights at 32 px: seconds on one core. Untrained, so scores mean nothing here.
@@ -148,6 +149,7 @@ def submissions(folder):
 
 def test_train_and_infer_leave_the_whole_run_folder(trained, root):
     folder, text = trained
+    assert queries_fit(folder)
     for name in (
         "config.yaml",
         "weights.safetensors",

@@ -19,6 +19,7 @@ from common.submission import check as check_file
 from competitions.shopee import ensemble, infer, train
 from competitions.shopee.config import BASE, COMMANDS, Config, check
 from competitions.shopee.study import Study
+from tests.test_compare import queries_fit
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -123,6 +124,7 @@ def test_runs_end_in_checked_submissions_and_a_report(root, runs):
         assert all(row[0] == own and len(row) <= 50 for own, row in submission(folder).items())
         summary = json.loads((folder / "summary.json").read_text())
         assert 0 < summary["held-out/f1"] <= 1
+        assert queries_fit(folder)
         assert 0 < summary["test/f1"] <= 1
         scores = json.loads((folder / "analysis.json").read_text())["scores"]
         names = [row["name"] for row in scores]

@@ -34,6 +34,7 @@ from competitions.whale.study import Study
 from competitions.whale.train import main as train_script
 from competitions.whale.train import train
 from competitions.whale.twins import doubled, joined_centers, twin_names
+from tests.test_compare import queries_fit
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -117,6 +118,7 @@ def test_train_infer_and_ensemble_end_in_checked_submissions(root, trained):
     assert answers.map(lambda row: "new_whale" in row).all()
     summary = json.loads((trained / "summary.json").read_text())
     assert 0 < summary["test/map5"] <= 1
+    assert queries_fit(trained)
     assert "MAP@5" in said
     assert (trained / "report.html").is_file()
     twin = trained.parent / "twin"
