@@ -21,10 +21,11 @@ each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 # What makes a notebook quick; RUNS is a folder of the test. Scores mean nothing then.
 SMALL = {
     "quickstart": {"EPOCHS": 1, "SIZE": 32},
-    "landmarks": {"EPOCHS": 1, "SIZE": 32, "VIEW": 32},
-    "whale": {"EPOCHS": 1, "SIZE": 32, "VIEW": 32},
+    "landmarks": {"EPOCHS": 1, "SIZE": 32, "VIEW": 32, "LOCAL": 1},
+    "whale": {"EPOCHS": 1, "SIZE": 32, "VIEW": 32, "LOCAL": 1},
     "shopee": {"EPOCHS": 1, "SIZE": 32, "TEXT_EPOCHS": 1},
     "comparing": {"EPOCHS": 1, "SIZE": 32},
+    "own_data": {"EPOCHS": 1, "SIZE": 32},
 }
 
 
