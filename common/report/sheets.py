@@ -119,6 +119,8 @@ def tile(
     draw.rectangle((0, 0, side - 1, side - 1), "#eef0f3", frame, 4)
     picture = _picture(entry, thumbs)
     if picture is None:
+        if entry.get("path") is None and entry.get("thumb") is None:
+            return square  # nobody's picture, as that of an unknown identity
         _write(draw, (14, side // 2 - 8), "not readable", side - 28, "muted")
         return square
     picture.thumbnail((side - 12, side - 12))
