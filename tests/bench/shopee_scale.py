@@ -287,14 +287,18 @@ def report(found: list[dict], wanted: int) -> str:
         elif not stage.startswith("  ") and stage != "read and decode":
             total += there
     left = 3600 * HOURS - total
-    rate = len(EMBEDDING) * wanted / left if left > 0 else float("inf")
-    lines += [
-        "",
+    told = (
         f"{wanted:,} listings: {total / 60:.0f} minutes without the encoders, {encoders / 60:.0f} "
-        f"more with both of them on this machine's CPU. {left / 60:.0f} minutes of {HOURS:g} hours "
-        f"are left to them: {wanted / left:.1f} pictures and as many titles a second, if one is "
-        f"embedded after the other {rate:.1f} of either.",
-    ]
+        "more with both of them on this machine's CPU. "
+    )
+    if left > 0:
+        told += (
+            f"{left / 60:.0f} minutes of {HOURS:g} hours are left to them: one after the other "
+            f"they must embed {len(EMBEDDING) * wanted / left:.1f} listings a second."
+        )
+    else:
+        told += f"That is more than {HOURS:g} hours, however fast the encoders are."
+    lines += ["", told]
     return "\n".join(lines)
 
 
