@@ -275,7 +275,7 @@ def _tile(result: Result) -> Image.Image:
     """The picture, or a square that says that it cannot be read."""
     box = None if result.box is None else result.box.tolist()
     small = thumbnail(result.path, side=SIDE, box=box)
-    return Image.open(io.BytesIO(small)) if small else tile({"path": None}, side=SIDE)
+    return Image.open(io.BytesIO(small)) if small else tile({"path": result.path}, side=SIDE)
 
 
 def _known(call: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
