@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from common.report import drawings, plots
+from common.report import drawings, plots, plots_matching
 from common.report.files import KINDS
 from tests.oracles.plots import gap_at
 from tests.report_pages import Page
@@ -65,6 +65,26 @@ def test_scores_over_many_decades_have_a_logarithmic_axis():
     assert ">100<" in wide
     assert ">0.1<" in wide
     assert ">100<" not in plots.score_histogram([s**0.1 for s in score], kind)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "middle", "said"),
+    [(1.49e-8, None, "0"), (-1e-9, None, "0"), (0.61849, None, "0.618"),
+     (0.001234, None, "0.00123"), (2e-6, 1e-5, "2e-06"), (1e-13, 1e-5, "0")],
+)  # fmt: skip
+def test_thresholds_are_rounded_by_their_axis(threshold, middle, said):
+    x = [-0.2, 0.4, 0.9] if middle is None else [0.0, 1e-5, 1.0]
+    drawn = plots.curves({"a": (x, [1, 2, 1])}, chosen=threshold, middle=middle)
+    assert f">chosen {said}<" in drawn
+    counted = {"edges": x, "middle": middle, "counts": {"match": [1, 2]}, "x_label": "cosine"}
+    marked = plots_matching.apart({**counted, "threshold": threshold})
+    assert f">threshold {said}<" in marked or threshold < x[0]
+
+
+def test_predictions_of_nothing_have_no_bar():
+    plain = plots.score_histogram([0.1, 0.9], ["none", "right"])
+    kinds = ["none", "right", "wrong", "none"]
+    assert plots.score_histogram([0.1, 0.9, None, float("-inf")], kinds) == plain
 
 
 def test_plots_draw_names_as_they_are():

@@ -111,14 +111,25 @@ def label_axes(
         )  # fmt: skip
 
 
-def mark_threshold(axes: Any, threshold: float | None, edges: np.ndarray) -> None:
-    """A line at the threshold, named, where it lies between the edges."""
+def rounded(value: float, span: float) -> str:
+    """A threshold with three figures, and 0 where on an axis of this span it cannot be told from 0.
+
+    Thresholds lie between two scores: of 0 and the next one that is 1e-8.
+    """
+    return "0" if abs(value) < 1e-6 * span else f"{value:.3g}"
+
+
+def mark_threshold(
+    axes: Any, threshold: float | None, edges: np.ndarray, middle: float | None = None
+) -> None:
+    """A line at the threshold, named, where it lies between the edges; `middle` as of the axis."""
     if threshold is None or not edges[0] <= threshold <= edges[-1]:
         return
     axes.axvline(threshold, color=COLORS["ink"][0], linestyle=(0, (4, 3)), linewidth=1.2)
     left = threshold > edges[len(edges) // 2]
     axes.annotate(
-        f"threshold {threshold:.3g}", (threshold, 0.99), (-5 if left else 5, 0),
+        f"threshold {rounded(threshold, middle or edges[-1] - edges[0])}",
+        (threshold, 0.99), (-5 if left else 5, 0),
         textcoords="offset points", xycoords=("data", "axes fraction"), va="top",
         ha="right" if left else "left", color=COLORS["ink"][0],
     )  # fmt: skip

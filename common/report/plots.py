@@ -18,6 +18,7 @@ from common.report.canvas import (
     mark_threshold,
     panels,
     plain_text,
+    rounded,
     short,
     styled,
 )
@@ -71,8 +72,9 @@ def curves(
     if chosen is not None:
         axes.axvline(chosen, color=COLORS["ink"][0], linestyle=(0, (4, 3)), linewidth=1.2)
         axes.annotate(
-            f"chosen {chosen:.3g}", (chosen, 0.99), (5, 0), textcoords="offset points",
-            xycoords=("data", "axes fraction"), va="top", color=COLORS["ink"][0],
+            f"chosen {rounded(chosen, middle or np.ptp(axes.get_xlim()))}", (chosen, 0.99), (5, 0),
+            textcoords="offset points", xycoords=("data", "axes fraction"), va="top",
+            color=COLORS["ink"][0],
         )  # fmt: skip
     if best or chosen is not None:
         axes.margins(y=0.14)
@@ -134,7 +136,7 @@ def score_histogram(
     """Scores of right and wrong predictions and of queries of nothing known; SVG.
 
     Args:
-        score: `(Q,)`, see `gap_curve`.
+        score: `(Q,)`, see `gap_curve`; what is not finite (nothing was found) has no place.
         kind: `(Q,)`.
         none: what the kind `none` is called.
         gap: below them precision and GAP by threshold.
@@ -142,6 +144,8 @@ def score_histogram(
         threshold: a score that is marked.
     """
     scores, kinds = np.asarray(score, float), np.asarray(kind, dtype=np.str_)
+    real = np.isfinite(scores)
+    scores, kinds = scores[real], kinds[real]
     figure, drawn = panels(2, height=4.3, ratios=(1.25, 1)) if gap else panels()
     upper = drawn[0]
     edges, middle = bins(scores, scores, 40)
@@ -154,7 +158,7 @@ def score_histogram(
             for name in present
         ],
     )  # fmt: skip
-    mark_threshold(upper, threshold, edges)
+    mark_threshold(upper, threshold, edges, middle)
     if gap:
         _gap_panel(drawn[1], scores, kinds, positives)
         drawn[1].sharex(upper)

@@ -42,7 +42,7 @@ def apart(counted: Mapping[str, Any]) -> str:
             fill=kind in _KINDS, alpha=0.55 if kind in _KINDS else None,
             label=plain_text(f"{name} ({total:,})"),
         )  # fmt: skip
-    mark_threshold(axes, counted.get("threshold"), edges)
+    mark_threshold(axes, counted.get("threshold"), edges, counted.get("middle"))
     label_axes(axes, counted["x_label"], "share of the kind", legend=True, columns=2)
     if counted.get("middle"):
         decades_across(axes, edges, counted["middle"])
