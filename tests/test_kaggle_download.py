@@ -1,5 +1,6 @@
 """Kaggle's data by one command: complete or not there, and in words what to do."""
 
+import gzip
 import importlib
 import io
 import os
@@ -110,6 +111,25 @@ def test_archives_inside_become_kaggles_layout(hub, kind):
         f"test.{kind}": archive({"test/d.jpg": "d"}, kind),
     }
     assert below(download("whale")) == encoded(FILES)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_an_archive_that_does_not_unpack_is_removed(tmp_path, kind):
+    """Neither is what the archives' own checks raise: zlib's error, and gzip's, an OSError."""
+    if kind == "zip":
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("a.txt", "words " * 99)
+        data = bytearray(buffer.getvalue())
+        data[30 + len("a.txt")] = 0x07  # a block of a kind that there is not
+    else:
+        tape = gzip.decompress(archive({"a.txt": "words " * 999}, kind))
+        data = gzip.compress(tape[:2000]) + b"no further part"
+    path = tmp_path / f"train.{kind}"
+    path.write_bytes(data)
+    with pytest.raises(DownloadError, match=r"is damaged .*: run this again"):
+        unpack(tmp_path)
+    assert not path.exists()
 
 
 def test_nothing_leaves_the_folder(tmp_path):

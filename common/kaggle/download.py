@@ -5,11 +5,13 @@ python -m common.kaggle download whale|landmarks|shopee [task=retrieval] [data=S
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import os
 import shutil
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 from types import ModuleType
 
@@ -20,6 +22,9 @@ from common.kaggle.pack import home
 
 # What requests and urllib call a network that is not there; kagglehub passes it on.
 _OFFLINE = ("Timeout", "ConnectionError", "ProxyError", "SSLError", "ChunkedEncodingError")
+
+# The checks of the archives, and of what they are packed with.
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError)
 
 
 class DownloadError(ValueError):
@@ -96,7 +101,7 @@ def unpack(folder: Path) -> None:
                 with tarfile.open(path) as tape:
                     inside = _tops(tape.getnames())
                     tape.extractall(folder if inside == {name} else folder / name, filter="data")
-        except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        except _DAMAGED as error:
             path.unlink()
             raise DownloadError(f"{path} is damaged ({error}): run this again.") from error
         path.unlink()
