@@ -201,6 +201,7 @@ SHARES = np.linspace(0, 1, 2001)
     [
         ({"min": 1.0, "max": 3.0}, 1, 3, 2),
         ({"min": 1, "max": 4}, 1, 4, 3),
+        ({"min": -3, "max": 3}, -3, 3, 0),
         ({"distribution": "log_uniform_values", "min": 0.001, "max": 0.1}, 0.001, 0.1, 0.01),
         ({"distribution": "q_uniform", "min": 0.0, "max": 1.0, "q": 0.1}, 0, 1, 0.5),
         ({"distribution": "q_uniform", "min": 8, "max": 64, "q": 8}, 8, 64, 36),
@@ -218,7 +219,7 @@ def test_shares_become_values(given, low, high, median):
         assert {round(v / q, 6) % 1 for v in drawn} == {0.0}
         assert all(isinstance(v, type(q)) for v in drawn)
     if one.kind == "int_uniform":
-        assert set(Counter(drawn)) == {1, 2, 3, 4}
+        assert set(Counter(drawn)) == set(range(low, high + 1))
         assert max(Counter(drawn).values()) - min(Counter(drawn).values()) <= 2
         assert all(isinstance(v, int) for v in drawn)
     if one.kind == "normal":

@@ -71,7 +71,8 @@ class Parameter:
             low, high = math.log(self.low), math.log(self.high)
             return min(max(_short(math.exp(low + share * (high - low))), self.low), self.high)
         if self.kind == "int_uniform":
-            return min(int(self.low + share * (self.high - self.low + 1)), int(self.high))
+            step = math.floor(share * (self.high - self.low + 1))  # also right below 0
+            return min(int(self.low) + step, int(self.high))
         value = self.low + share * (self.high - self.low)
         if self.kind == "q_uniform":
             steps = round(value / self.q)
