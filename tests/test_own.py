@@ -48,6 +48,14 @@ def test_rows_become_tables_with_the_labels_of_train_first(tmp_path):
     assert "4 train images of 2 labels; 3 queries of 2 labels in a gallery of 3" in found.describe()
 
 
+def test_what_is_said_stands_any_name_of_a_column_or_folder(tmp_path):
+    path = write(tmp_path, count=3)
+    strange = tmp_path / "{x}"
+    strange.mkdir()
+    with pytest.raises(DataError, match=r"0.jpg under .*\{x\}; 8 are missing"):
+        own.read(path, root=strange)
+
+
 def test_paths_may_be_relative_to_another_folder(tmp_path):
     path = write(tmp_path)
     moved = tmp_path / "tables" / "own.csv"

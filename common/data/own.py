@@ -88,7 +88,7 @@ def read(path: str | Path, *, root: str | Path | None = None) -> Own:
     folder = path.parent if root is None else Path(root)
     files = np.array([os.fsencode(folder / name) for name in frame["path"]])
     gone = np.array([not os.path.isfile(bytes(file)) for file in files])
-    rows.refuse(gone, f"there is no file {{path}} under {folder}; {{count}} are missing.")
+    rows.refuse(gone, "there is no file {path} under {folder}; {count} are missing.", folder=folder)
     boxes = rows.boxes()
     every = frame["path"].to_numpy(np.str_)
     if boxes is not None:  # several things of one picture are as many images
@@ -125,11 +125,12 @@ class _Rows:
     def __init__(self, path: Path, frame: pd.DataFrame) -> None:
         self.path, self.frame = path, frame
 
-    def refuse(self, bad: np.ndarray, text: str) -> None:
-        """Raise DataError for the first bad row; `text` may name its columns and {count}."""
+    def refuse(self, bad: np.ndarray, text: str, **more: object) -> None:
+        """Raise DataError for the first bad row; `text` may name columns, {count} and `more`."""
         rows = np.flatnonzero(bad)
         if len(rows):
-            words = text.format(**self.frame.iloc[rows[0]].to_dict(), count=len(rows))
+            row = self.frame.iloc[rows[0]].to_dict()  # it may have a column count of its own
+            words = text.format_map({**row, "count": len(rows), **more})
             raise DataError(f"{self.path} row {rows[0] + 2}: {words}")
 
     def check(self) -> None:
