@@ -174,6 +174,16 @@ def test_equal_runs_do_not_differ_and_holm_counts_the_pairs():
     assert [(p.first, p.second) for p in only] == [("a", "c"), ("b", "c")]
 
 
+@pytest.mark.parametrize("count", [1, 2, 4, 12])
+def test_a_handful_of_queries_proves_nothing(count):
+    names = np.array([f"{i}" for i in range(count)])
+    runs = {"a": [Queries(names, np.zeros(count))], "b": [Queries(names, np.ones(count))]}
+    (found,) = bootstrap.compare(runs, draws=2000)
+    signs = np.array(np.meshgrid(*[[-1, 1]] * count)).reshape(count, -1).sum(0)
+    exact = (np.abs(signs) == count).mean()  # of all ways to swap the two
+    assert found.p == pytest.approx(max(exact, 2 / 2001))
+
+
 SOLUTION = "id,landmarks\na,7 8\nb,\nc,9\nd,5\n"
 ANSWERS = "id,landmarks\na,8 0.5\nb,1 0.9\nc,\nd,4 0.9\n"
 
@@ -335,8 +345,9 @@ def test_bad_input_is_said(three, tmp_path, capsys, monkeypatch):
         gather([str(three / "plain-0"), str(empty)])
     with pytest.raises(ValueError, match="is no folder"):
         gather([str(tmp_path / "nowhere"), str(three)])
+    monkeypatch.chdir(three)
     with pytest.raises(ValueError, match="one run .* takes two"):
-        gather([str(three / "plain-0"), str(three / "plain-0")])
+        gather([str(three / "plain-0"), "plain-0"])
     silent = tmp_path / "silent"
     silent.mkdir()
     (silent / "track.json").write_text("{}")
@@ -411,7 +422,7 @@ def offline(tmp_path_factory):
 def test_offline_runs_of_wandb_are_read(offline):
     folders = [str(offline / name / "wandb") for name in ("a", "b")]
     files = wandb_runs.offline_files(Path(folders[0]))
-    read = [wandb_runs.read_offline(file) for file in files]
+    read = [wandb_runs.read_file(file) for file in files]
     assert [one.job for one in read] == ["train", "infer", "infer"]
     assert len(read[1].config["extra"]) == 70_000  # over three blocks of the log
     records, remarks = gather(folders)
@@ -424,23 +435,46 @@ def test_offline_runs_of_wandb_are_read(offline):
     assert first.cost()["minutes"] == 1.5
 
 
+def test_a_resumed_run_of_wandb_is_one(tmp_path):
+    pytest.importorskip("wandb")
+    track = TrackConfig(wandb="offline", project="kaggle-whale", name="a")
+    for first, values in ((1, [0.2, 0.7, 0.9]), (3, [0.4, 0.6])):  # step 3 is done again
+        run = Run(tmp_path, config(), track, best=("valid/map5",), data=DATA)
+        run.truncate(10 * (first - 1))
+        for step, value in enumerate(values, first):
+            run.log(10 * step, epoch=step, **{"valid/map5": value})
+        run.finish()
+    run = Run(tmp_path, config(), track, job_type="infer", data=DATA)
+    run.summary(**{"test/map5": 0.5})
+    run.finish()
+    make_run(tmp_path / "other", level=0.1)
+    files = wandb_runs.offline_files(tmp_path / "wandb")
+    assert len(files) == 3
+    # As a shell names them, in whatever order: the inference finds its training.
+    words = [str(file.parent) for file in reversed(files)]
+    records = gather([*words, str(tmp_path / "other")])[0]
+    assert [one.name for one in records] == ["a", "other"]
+    assert records[0].series("valid/map5") == ([10, 20, 30, 40], [0.2, 0.7, 0.4, 0.6])
+    assert records[0].scores() == {"test/map5": 0.5, "valid/map5": 0.7}
+
+
 def test_offline_files_that_are_cut_or_none_are_said(offline, tmp_path, monkeypatch):
     file = wandb_runs.offline_files(offline / "b" / "wandb")[0]
-    whole = wandb_runs.read_offline(file)
+    whole = wandb_runs.read_file(file)
     data = file.read_bytes()
     (tmp_path / "run-x.wandb").write_bytes(data[: len(data) * 2 // 3])
-    part = wandb_runs.read_offline(tmp_path / "run-x.wandb")
+    part = wandb_runs.read_file(tmp_path / "run-x.wandb")
     assert part.config == whole.config
     assert len(part.lines) < len(whole.lines) == 3
     (tmp_path / "run-y.wandb").write_bytes(b"hello world")
     with pytest.raises(ValueError, match="is no W&B run file"):
-        wandb_runs.read_offline(tmp_path / "run-y.wandb")
+        wandb_runs.read_file(tmp_path / "run-y.wandb")
     (tmp_path / "run-z.wandb").write_bytes(data[:7])
     with pytest.raises(ValueError, match="names no run"):
-        wandb_runs.read_offline(tmp_path / "run-z.wandb")
+        wandb_runs.read_file(tmp_path / "run-z.wandb")
     monkeypatch.setitem(__import__("sys").modules, "wandb.proto.wandb_internal_pb2", None)
     with pytest.raises(ValueError, match="pip install 'wandb"):
-        wandb_runs.read_offline(file)
+        wandb_runs.read_file(file)
 
 
 class FakeRun:

@@ -73,15 +73,18 @@ def gather(words: Sequence[str]) -> tuple[list[Record], list[str]]:
             different competitions.
     """
     found: list[Record] = []
-    remarks = []
+    remarks, stored, files = [], [], []
+    place = None  # of the runs of W&B, which belong together whatever words name them
     for word in words:
         path = Path(word)
         if path.name == CACHE and not is_run(path):  # a shell's runs/whale/* names it too
             continue
         if word.startswith(wandb_runs.PREFIX):
-            found += wandb_runs.joined(wandb_runs.read_online(word))
-        elif not is_run(path) and (files := wandb_runs.offline_files(path)):
-            found += wandb_runs.joined([wandb_runs.read_offline(file) for file in files])
+            place = len(found) if place is None else place
+            stored += wandb_runs.read_online(word)
+        elif not is_run(path) and (some := wandb_runs.offline_files(path)):
+            place = len(found) if place is None else place
+            files += some
         elif is_run(path) or not (inner := list(below(path))):
             found.append(read_folder(path))  # or says why it is none
         else:
@@ -90,7 +93,8 @@ def gather(words: Sequence[str]) -> tuple[list[Record], list[str]]:
                     found.append(read_folder(folder))
                 except ValueError as error:
                     remarks.append(f"left out: {error}")
-    records = list({record.source: record for record in found}.values())
+    found[place or 0 : place or 0] = wandb_runs.joined([*stored, *wandb_runs.read_offline(files)])
+    records = list({_where(record.source): record for record in found}.values())
     if len(records) < 2:
         name = f" ({records[0].source})" if records else ""
         raise ValueError(
@@ -154,6 +158,11 @@ def title(metric: str) -> str:
     """`MAP@5 (held-out)` for `held-out/map5`."""
     part, _, name = metric.partition("/")
     return f"{METRICS.get(name, name)} ({part})"
+
+
+def _where(source: str) -> str:
+    """One name of a place that may be called by several."""
+    return source if source.startswith(wandb_runs.PREFIX) else str(Path(source).resolve())
 
 
 def _shown(experiments: Sequence[Experiment]) -> list[str]:

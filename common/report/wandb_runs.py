@@ -1,6 +1,6 @@
 """Runs read from Weights & Biases: offline folders, or a project or run of its server.
 
-    read_offline(Path("wandb/offline-run-20260101_101010-ab12cd34"))
+    read_offline(offline_files(Path("wandb")))
     read_online("wandb:entity/project")
 
 An offline file is a LevelDB log (github.com/google/leveldb, doc/log_format.md) of protocol buffers.
@@ -9,6 +9,7 @@ W&B's own Python reader of the log is gone since 0.27: the log is read here, the
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import struct
@@ -37,7 +38,20 @@ def offline_files(folder: Path) -> list[Path]:
     return sorted({path.resolve() for path in found}, key=lambda path: path.parent.name)
 
 
-def read_offline(file: Path) -> Record:
+def read_offline(files: Sequence[Path]) -> list[Record]:
+    """The runs in some `run-*.wandb`, each once: one that was resumed has several.
+
+    Raises:
+        ValueError: as `read_file`.
+    """
+    runs: dict[str, set[Path]] = {}
+    for file in files:
+        runs.setdefault(file.stem, set()).add(file)  # run-ID
+    ordered = (sorted(some, key=lambda file: file.parent.name) for some in runs.values())
+    return [functools.reduce(_resumed, map(read_file, some)) for some in ordered]
+
+
+def read_file(file: Path) -> Record:
     """The run in one `run-*.wandb`; up to where a killed process stopped writing.
 
     Raises:
@@ -92,7 +106,8 @@ def read_online(address: str) -> list[Record]:
         api = importlib.import_module("wandb").Api()
         one = path.count("/") == 2
         found = [api.run(path)] if one else list(api.runs(path, order="+created_at"))
-        return [_fetched(run, f"{PREFIX}{path}") for run in found]
+        place = "/".join(path.split("/")[:2])
+        return [_fetched(run, f"{PREFIX}{place}") for run in found]
     except Exception as error:  # whatever W&B, its login or the network has to say
         text = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{address} could not be read from W&B: {text[:200]}") from None
@@ -115,6 +130,20 @@ def joined(records: Sequence[Record]) -> list[Record]:
         fits[0].config = one.config
         fits[0].summary = {**fits[0].summary, **one.summary}
     return found
+
+
+def _resumed(before: Record, record: Record) -> Record:
+    """A run that went on in a later file: what it did again counts as it was done last.
+
+    The later file's best values are of its own steps only.
+    """
+    start = min((line["step"] for line in record.lines), default=float("inf"))
+    record.lines = [*(line for line in before.lines if line["step"] < start), *record.lines]
+    record.summary = {**before.summary, **record.summary}
+    for name in record.summary:
+        if name.startswith("valid/") and (values := record.series(name)[1]):
+            record.summary[name] = max(values)
+    return record
 
 
 def _belongs(one: Record, other: Record) -> bool:
