@@ -276,12 +276,13 @@ def test_text_says_who_is_better_and_what_it_costs(three, capsys):
 
 def test_markdown_goes_into_a_readme_between_its_markers(three, tmp_path, capsys):
     readme = tmp_path / "README.md"
-    readme.write_text("# Mine\n<!-- compare -->\nbefore it\n<!-- /compare -->\nend\n")
+    told = "`--into` puts it between `<!-- compare -->` and `<!-- /compare -->`\nend\n"
+    readme.write_text(f"# Mine\n<!-- compare -->\nbefore it\n<!-- /compare -->\n{told}")
     words = [str(three / "plain-0"), str(three / "plain-1"), str(three / "triplet")]
     compare.main([*words, "--into", str(readme), "--draws", "100"])
     text = readme.read_text()
     assert text.startswith("# Mine\n<!-- compare -->\n|  | what differs | MAP@5 (test) | minutes |")
-    assert text.endswith("<!-- /compare -->\nend\n")
+    assert text.endswith(f"<!-- /compare -->\n{told}")
     assert "before it" not in text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert rows[1].startswith("| plain (2 runs) | `train.lr=0.0001` | .")
@@ -290,7 +291,7 @@ def test_markdown_goes_into_a_readme_between_its_markers(three, tmp_path, capsys
     once = text
     compare.main([*words, "--into", str(readme), "--draws", "100"])
     assert readme.read_text() == once
-    readme.write_text("no markers")
+    readme.write_text("Put it between `<!-- compare -->` and `<!-- /compare -->`.\n")
     with pytest.raises(ValueError, match="no place for the table"):
         compare.main([*words, "--into", str(readme)])
     capsys.readouterr()

@@ -97,20 +97,19 @@ def table(found: Comparison) -> str:
 
 
 def put_into(path: Path, block: str) -> None:
-    """Replace what is between the two markers in a file.
+    """Replace what is between the lines of the two markers in a file; prose may name them.
 
     Raises:
-        ValueError: the markers are not there exactly once, in their order.
+        ValueError: the lines are not there exactly once, in their order.
     """
-    whole = path.read_text(encoding="utf-8")
-    before, first, rest = whole.partition(MARKERS[0])
-    _, last, after = rest.partition(MARKERS[1])
-    if not first or not last or any(whole.count(marker) > 1 for marker in MARKERS):
+    lines = path.read_text(encoding="utf-8").split("\n")
+    first, last = ([n for n, line in enumerate(lines) if line.strip() == one] for one in MARKERS)
+    if len(first) != 1 or len(last) != 1 or first > last:
         raise ValueError(
             f"{path} has no place for the table: put {MARKERS[0]} and {MARKERS[1]} on lines of "
             "their own, once."
         )
-    write_text(path, f"{before}{first}\n{block}\n{last}{after}")
+    write_text(path, "\n".join([*lines[: first[0] + 1], block, *lines[last[0] :]]))
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
