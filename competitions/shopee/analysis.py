@@ -1,8 +1,8 @@
-"""The report of matches: thresholds by rule, F1 by size of group, worst groups, who finds what."""
+"""The report of matches: thresholds by rule, F1 by size of group, worst groups, the map."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,13 @@ import numpy as np
 import torch
 
 from common.clock import Clock
-from common.notes import Notes
 from common.pipeline import publish
 from common.pipeline.ranking import Question
 from common.report import plots, plots_matching, separation
 from common.report.files import Analysis
 from common.report.page import Section
 from common.rerank.curves import Curve
-from common.rerank.transfer import Choice, Cut, MatchConfig, kept
+from common.rerank.transfer import Choice, MatchConfig, kept
 from common.track import Run
 from common.types import Neighbors
 
@@ -26,7 +25,6 @@ from .matching import Pool
 
 _POINTS = 200  # of a drawn curve
 EACH = 8  # listings of each group in the gallery
-PICTURES, TEXTS = ("image", "joint"), ("text", "words", "pieces")  # the first of each that is there
 MEANING = {
     "validation": "highest F1 of held-out listings among distractors",
     "weighted": "the same, where a false match counts more: the test is a larger crowd",
@@ -60,8 +58,7 @@ def analyse(
     """Threshold curves into the analysis, the worst and best groups into a table of the run."""
     truth = pool.truth
     assert truth is not None
-    chosen = int(np.argmin([abs(_finite(b) - _finite(choice.cut.bonus)) for b in choice.bonuses]))
-    places = sorted({0, chosen, len(choice.bonuses) - 1})
+    places = sorted({0, _row_of(choice), len(choice.bonuses) - 1})
     x = _grid(choice.surface)
     analysis.thresholds = [
         {
@@ -201,77 +198,6 @@ def why(choice: Choice, held: Pool | None) -> str:
     return text
 
 
-def found_alone(pool: Pool, cuts: Mapping[str, Cut], notes: Notes, run: Run, data: Shopee) -> None:
-    """True pairs that pictures find and titles miss, and the other way round, as tables."""
-    truth = pool.truth
-    assert truth is not None
-    picture = next((name for name in PICTURES if name in cuts), None)
-    text = next((name for name in TEXTS if name in cuts), None)
-    if picture is None or text is None:
-        return
-    a, b = _true_pairs(truth.labels, truth.asked)
-    found = {name: _passes(pool, name, cuts[name], a, b) for name in (picture, text)}
-    one, other = found[picture], found[text]
-    total = max(len(a), 1)
-    notes.numbers |= {
-        f"true pairs that {picture} and {text} find": float((one & other).sum() / total),
-        f"true pairs that only {picture} finds": float((one & ~other).sum() / total),
-        f"true pairs that only {text} finds": float((~one & other).sum() / total),
-        "true pairs that neither finds": float((~one & ~other).sum() / total),
-    }
-    for finds, misses in ((picture, text), (text, picture)):
-        rows = np.flatnonzero(found[finds] & ~found[misses])
-        if len(rows):
-            shown = _pair_rows(pool, a[rows], b[rows], finds, misses, data)
-            run.table(f"{finds}_finds_what_{misses}_misses", shown, top=1)
-
-
-def _true_pairs(labels: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both ends of every pair of asked listings of one group, the smaller row first."""
-    rows = np.flatnonzero(asked)
-    order = rows[np.argsort(labels[rows], kind="stable")]
-    cuts = np.flatnonzero(np.diff(labels[order])) + 1
-    ends = [np.triu_indices(len(part), 1) for part in np.split(order, cuts)]
-    parts = np.split(order, cuts)
-    a = np.concatenate([part[i] for part, (i, _) in zip(parts, ends, strict=True)])
-    b = np.concatenate([part[j] for part, (_, j) in zip(parts, ends, strict=True)])
-    return np.minimum(a, b), np.maximum(a, b)
-
-
-def _passes(pool: Pool, name: str, cut: Cut, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Which pairs a source finds from either end."""
-    listed = kept(pool.sources.near(name, 50), cut, 50).index.numpy()
-    return np.asarray((listed[a] == b[:, None]).any(1) | (listed[b] == a[:, None]).any(1))
-
-
-def _pair_rows(
-    pool: Pool, a: np.ndarray, b: np.ndarray, finds: str, misses: str, data: Shopee
-) -> list[dict[str, Any]]:
-    one = _similarities(pool, finds, a, b)
-    other = _similarities(pool, misses, a, b)
-    return [
-        {
-            "query": _entry(pool, int(i), data),
-            "results": [_entry(pool, int(j), data) | {"score": float(s), "right": True}],
-            "note": f"{finds} {s:.2f}, {misses} {t:.2f}",
-        }
-        for i, j, s, t in zip(a, b, one, other, strict=True)
-    ]
-
-
-def _similarities(pool: Pool, name: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """`(P,)` similarity of pairs in one source."""
-    size = len(pool.table)
-    index = torch.full((size, int(np.bincount(a, minlength=1).max(initial=0))), -1)
-    order = np.argsort(a, kind="stable")
-    column = np.arange(len(a)) - np.searchsorted(a[order], a[order])
-    place = torch.from_numpy(a[order]), torch.from_numpy(column)
-    index[place] = torch.from_numpy(b[order])
-    found = np.empty(len(a), np.float32)
-    found[order] = pool.sources.similarity(name, index)[place].numpy()
-    return found
-
-
 def _rows(
     pool: Pool,
     found: Neighbors,
@@ -290,16 +216,16 @@ def _rows(
         results = []
         for other, score in zip(near.index[row].tolist(), near.score[row].tolist(), strict=True):
             if other >= 0:
-                entry = _entry(pool, other, data) | {"score": score}
-                entry["right"] = bool(truth.labels[other] == truth.labels[row])
+                shown = entry(pool, other, data) | {"score": score}
+                shown["right"] = bool(truth.labels[other] == truth.labels[row])
                 if other not in taken:
-                    entry["title"] = f"(not answered) {entry['title']}"
-                results.append(entry)
+                    shown["title"] = f"(not answered) {shown['title']}"
+                results.append(shown)
         count = int((answer.index[row] >= 0).sum()) + 1
         apart = (found.score[row][found.index[row] >= 0] - threshold).tolist()
         rows.append(
             {
-                "query": _entry(pool, row, data),
+                "query": entry(pool, row, data),
                 "results": results,
                 "ap": float(values[place]),
                 "measure": "F1",
@@ -311,7 +237,8 @@ def _rows(
     return rows
 
 
-def _entry(pool: Pool, row: int, data: Shopee) -> dict[str, Any]:
+def entry(pool: Pool, row: int, data: Shopee) -> dict[str, Any]:
+    """A listing as the gallery shows it."""
     label = pool.table.labels[row]
     return {
         "id": str(pool.table.ids[row]),

@@ -20,7 +20,8 @@ from common.submission import write
 from common.track import Run
 from common.types import Neighbors
 
-from .analysis import analyse, draw_map, found_alone, rule_rows, sections
+from .alone import found_alone
+from .analysis import analyse, draw_map, rule_rows, sections
 from .config import BASE, Config
 from .data import Shopee
 from .matching import Memory, Pool
