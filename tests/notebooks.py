@@ -59,7 +59,8 @@ def execute(path: Path, parameters: Mapping[str, Any] | None = None) -> Any:
         # Sockets that are files work where the network is cut.
         manager = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{sockets}/kernel")
         manager.kernel_spec.argv = [*without_network(), *kernel]
-        NotebookClient(notebook, km=manager, resources=place, **limits).execute()
+        client = NotebookClient(notebook, km=manager, resources=place, **limits)
+        client.execute(cleanup_kc=True)  # a kernel of ours is not ended by itself
     return notebook
 
 
