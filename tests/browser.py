@@ -78,7 +78,7 @@ class Browser:
         return json.loads(head)
 
     def open(self, path, *, width=1280, height=900, dark=False):
-        """The loaded page of a file."""
+        """The loaded page of a file, or of an address on this machine."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         page = Page(self, session)
@@ -90,9 +90,10 @@ class Browser:
         )  # fmt: skip
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         page.call("Emulation.setEmulatedMedia", features=[scheme])
-        page.address = Path(path).resolve().as_uri()
+        served = str(path).startswith("http://127.0.0.1:")
+        page.address = str(path) if served else Path(path).resolve().as_uri()
         page.call("Page.navigate", url=page.address)
-        page.wait("document.readyState === 'complete' && location.protocol === 'file:'")
+        page.wait("document.readyState === 'complete' && location.protocol !== 'about:'")
         return page
 
 
@@ -137,7 +138,7 @@ class Page:
 
     @property
     def problems(self):
-        """Errors of the console, exceptions, and requests beyond the file and its data."""
+        """Errors of the console, exceptions, and requests beyond its own place and data."""
         found = []
         for event in self.browser.events:
             if event.get("sessionId") != self.session:
@@ -151,7 +152,7 @@ class Page:
                 found.append(about["entry"])
             if what == "Network.requestWillBeSent":
                 address = about["request"]["url"]
-                if address != self.address and not address.startswith("data:"):
+                if not address.startswith((self.address, "data:", "blob:")):
                     found.append(address)
         return found
 

@@ -13,6 +13,7 @@ import pytest
 
 from common.entry import entry
 from common.report import demo, loopback
+from tests.browser import CHROMIUM, Browser
 from tests.test_lookup import finish, shopee, shopee_data, shopee_train
 from tests.test_shopee import TINY, write_files
 
@@ -161,3 +162,38 @@ def test_what_cannot_be_looked_up_is_said_on_the_page(page, tmp_path):
     shown, said = ask(url, bad, "")
     assert shown == []
     assert said.strip() == "bad.jpg: not an image that can be read"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
+def test_the_page_is_used_in_a_browser(page):
+    url, _ = page
+    said, results = "document.querySelector('#said').textContent", "#results button img"
+    with Browser() as browser:
+        shown = browser.open(f"{url}/")
+
+        def click(thing):
+            shown.wait(f"Boolean({thing})")  # the page comes in parts
+            shown.value(f"{thing}.click()")
+
+        shown.wait("Boolean(document.querySelector('textarea'))")
+        shown.value("document.querySelector('textarea').focus()")
+        shown.call("Input.insertText", text="tea")
+        click(
+            "[...document.querySelectorAll('button')].find(b => b.textContent.trim() === 'Search')"
+        )
+        shown.wait(f"{said}.includes('22 of train by') && {said}.includes('a grey one stands in')")
+        shown.wait(f"document.querySelectorAll('{results}').length === 22")
+        # A picture of the test, then an expansion that the run does not have, then it is off again.
+        click("document.querySelector('#examples button img')?.closest('button')")
+        shown.wait(f"{said}.includes('22 of train by knn') && !{said}.includes('grey')")
+        for now in ("by alpha_qe", "by knn"):
+            click(
+                "[...document.querySelectorAll('label')].find(l => l.textContent.includes("
+                "'alpha_qe'))?.querySelector('input')"
+            )
+            shown.wait(f"{said}.includes('{now}')")
+        shown.wait(f"document.querySelectorAll('{results}').length === 22")
+        click(f"document.querySelector('{results}').closest('button')")
+        shown.wait("document.querySelector('#more').textContent.includes('agree on one geometry')")
+        shown.wait("document.querySelector('#pair img')?.naturalWidth > 0")
+        assert not [found for found in shown.problems if isinstance(found, str)]
