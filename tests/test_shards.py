@@ -217,7 +217,8 @@ def test_a_state_of_two_processes_goes_on_with_another_number(out, world):
     got, expected = state(out / f"2-{world}"), state(out / "1")
     assert expected["progress"]["step"] == 4
     for tree in (got, expected):
-        del tree["progress"]["minutes"]
+        # The log of an epoch counts a batch once for each process that had a part of it.
+        del tree["progress"]["minutes"], tree["tally"]
     close(got, expected)
     (steps,) = [s["step"] for s in got["optimizer"]["state"].values() if s["step"].ndim]
     assert steps.shape == (3 * C,)

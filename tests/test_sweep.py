@@ -112,7 +112,7 @@ def test_sweeps_of_competitions_fit_their_config(name):
     path = REPOSITORY / "competitions" / name / "sweep.yaml"
     found = read(path)
     check(found)
-    assert found.program == REPOSITORY / "competitions" / name / "train.py"
+    assert found.program.resolve() == REPOSITORY / "competitions" / name / "train.py"
     assert (found.metric, found.maximize) == ("valid/score", True)
     assert found.cap == 40
     last = {key: one.samples[-1] for key, one in found.parameters.items()}
@@ -356,7 +356,13 @@ def test_a_killed_sweep_finishes_its_trial(tiny, capsys):
     path = make_file(tiny, parameters=space, run_cap=1)
     environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{tiny.parents[1]}"}
     words = [sys.executable, "-m", "common.pipeline.sweep", str(path), "train.steps=200"]
-    process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        words,
+        env=environment,
+        stderr=subprocess.PIPE,
+        # A shell that puts the tests in the background has Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     metrics = Path("runs/tiny/sweep/trial-000/metrics.jsonl")
     for _ in range(1200):
         if metrics.exists() or process.poll() is not None:
