@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader
 
 from common.engine.checkpoint import lasting, load_tree
 from common.engine.fit import fit
-from common.engine.trained import Trained
 from common.engine.momentum import MomentumCopy
 from common.engine.settings import FitConfig, Stage
+from common.engine.trained import Trained
 from common.losses.memory import MomentumQueue
 from common.losses.total import Total
 from tests.test_fit import Batches, Model, Pictures
