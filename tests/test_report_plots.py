@@ -1,6 +1,7 @@
 """The plots of a report, and the numbers behind them."""
 
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -93,6 +94,14 @@ def test_plots_draw_names_as_they_are():
     shown = Page(text).visible
     assert "a$b$" in shown
     assert "<b>&" in shown
+
+
+def test_a_legend_of_long_names_leaves_the_axes_their_width():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns where axes collapse
+        names = [f"a recipe with a long name {i}" for i in range(4)]
+        svg = plots.curves({name: ([1, 2], [0.1, 0.2]) for name in names})
+        assert svg._repr_png_()
 
 
 def test_groups_by_number_of_images():

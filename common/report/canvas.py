@@ -73,6 +73,8 @@ _STYLE = {
     "lines.solid_capstyle": "round",
 }
 
+_LETTERS = 60  # of a legend, side by side in the width of a column
+
 P = ParamSpec("P")
 
 
@@ -99,14 +101,16 @@ def panels(
 def label_axes(
     axes: Any, x_label: str, y_label: str, legend: bool = False, columns: int = 3
 ) -> None:
-    """Name the axes and put the legend above them."""
+    """Name the axes and put the legend above them, in so many columns or as many as fit."""
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.tick_params(which="both", length=0)
     axes.tick_params(axis="x", pad=6)
     if legend:
+        longest = max((len(name) for name in axes.get_legend_handles_labels()[1]), default=0)
+        fit = max(1, _LETTERS // (longest + 4))  # a legend wider than the figure leaves no axes
         axes.legend(
-            loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, borderaxespad=0.2,
+            loc="lower left", bbox_to_anchor=(0, 1.0), ncols=min(columns, fit), borderaxespad=0.2,
             handlelength=1.0, columnspacing=1.2, labelcolor=COLORS["ink"][0],
         )  # fmt: skip
 
