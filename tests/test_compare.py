@@ -3,6 +3,7 @@ import io
 import json
 import re
 import shutil
+import time
 import types
 from pathlib import Path
 
@@ -408,8 +409,10 @@ def offline(tmp_path_factory):
             run.log(10 * step, epoch=step, **{"valid/map5": [0.2, 0.7, 0.5][step - 1]})
         run.summary(minutes=1.5)
         run.finish()
+    time.sleep(1.1)  # W&B names its folders by second: they sort as they came
     run = Run(root / "a", config(train__lr=1e-3, extra="x" * 70_000), track, job_type="infer")
     run.finish()
+    time.sleep(1.1)
     run = Run(
         root / "a", config(train__lr=1e-3, ranking=[{"name": "knn"}]),
         TrackConfig(wandb="offline", project="kaggle-whale", name="a"), job_type="infer",
@@ -445,6 +448,7 @@ def test_a_resumed_run_of_wandb_is_one(tmp_path):
         for step, value in enumerate(values, first):
             run.log(10 * step, epoch=step, **{"valid/map5": value})
         run.finish()
+        time.sleep(1.1)  # W&B names its folders by second
     run = Run(tmp_path, config(), track, job_type="infer", data=DATA)
     run.summary(**{"test/map5": 0.5})
     run.finish()
