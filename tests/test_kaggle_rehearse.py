@@ -38,7 +38,7 @@ HUNGRY = "data = bytearray(64 << 30)\n"
     ("infer", "seconds", "result", "cause"),
     [
         ("raise ValueError('no fins')", 60, aboard.EXCEPTION, "ValueError: no fins"),
-        ("import time\ntime.sleep(99)", 4, aboard.TIMEOUT, "not ready when the time budget ended"),
+        ("import time\ntime.sleep(99)", 12, aboard.TIMEOUT, "not ready when the time budget ended"),
         (
             WRONG,
             60,
