@@ -44,7 +44,7 @@ def test_a_kit_is_the_same_bytes_again_and_holds_what_it_should(run, kit, tmp_pa
 
 
 def test_a_copied_folder_that_git_does_not_know_is_named(tmp_path):
-    with pytest.raises(ValueError, match="No competition 'nothing'; there are landmarks"):
+    with pytest.raises(ValueError, match="No competition 'nothing'; there are .*landmarks"):
         list(pack(["x"], competition="nothing"))
     names = [name for name, _ in code("landmarks")]
     assert "competitions/__init__.py" in names
