@@ -1,12 +1,16 @@
-"""The table of scores that infer.py and ensemble.py end with: this run beside its parts."""
+"""Tables of scores: a run beside its parts, and the rows of a study."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import pandas as pd
 
 from common.report.files import read_json
+
+T = TypeVar("T")
 
 
 def score_rows(
@@ -55,3 +59,15 @@ def inline(scores: Mapping[str, float], metric: str, name: str) -> str:
     known = [k for k in ("held-out", "test") if f"{k}/{metric}" in scores]
     parts = [f"{k} {scores[f'{k}/{metric}']:.4f}" for k in known]
     return f"; {name} {', '.join(parts)}" if parts else ""
+
+
+def score_table(rows: Mapping[str, T], scores: Callable[[T], Mapping[str, float]]) -> pd.DataFrame:
+    """Scores by name of the row, and what each held-out score is above that of the first.
+
+    Args:
+        rows: name -> what `scores` takes.
+        scores: `held-out` first, then what else is shown; `seconds` are not.
+    """
+    frame = pd.DataFrame({name: scores(row) for name, row in rows.items()}).T
+    frame.insert(1, "change", frame["held-out"] - frame["held-out"].iloc[0])
+    return frame.drop(columns="seconds").round(4)

@@ -20,6 +20,7 @@ from common.config import ConfigError
 from common.engine.settings import this_device
 from common.metrics import score as score_file
 from common.pipeline.ranking import Question
+from common.pipeline.scores import score_table
 from common.pipeline.vectors import Vectors, load
 from common.steps import Step
 from common.submission import write
@@ -97,6 +98,4 @@ class Study:
 
     def table(self, task: str, rows: Mapping[str, Sequence[Step] | str]) -> pd.DataFrame:
         """Scores by name of the row, and what each held-out score is above that of the first."""
-        frame = pd.DataFrame({name: self.scores(task, steps) for name, steps in rows.items()}).T
-        frame.insert(1, "change", frame["held-out"] - frame["held-out"].iloc[0])
-        return frame.drop(columns="seconds").round(4)
+        return score_table(rows, lambda steps: self.scores(task, steps))

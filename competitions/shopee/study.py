@@ -19,6 +19,7 @@ from common.config import ConfigError
 from common.engine.settings import this_device
 from common.metrics import score as score_file
 from common.notes import Notes
+from common.pipeline.scores import score_table
 from common.pipeline.vectors import load
 from common.rerank.graph import size_shares
 from common.rerank.transfer import Choice, choose_cut, kept
@@ -94,7 +95,7 @@ class Study:
         choice = self.choice(known, found)
         cut = choice.cuts[by or choice.by]
         assert cut.f1 is not None, "listings are held out"
-        scores = {"held-out": cut.f1, "threshold": cut.threshold, "seconds": seconds}
+        scores = {"held-out": cut.f1}
         solution = self.data.solution()
         if solution is not None:
             answer = kept(found, cut, self.config.threshold.most)
@@ -102,11 +103,8 @@ class Study:
                 path = Path(folder) / "submission.csv"
                 write("shopee", self.pools[1].table.ids, rows_of(answer, self.pools[1]), path)
                 scores["test"] = score_file("f1", solution, path)
-        return scores
+        return {**scores, "threshold": cut.threshold, "seconds": seconds}
 
     def table(self, rows: Mapping[str, Sequence[Step] | str]) -> pd.DataFrame:
         """Scores by name of the row, and what each held-out score is above that of the first."""
-        frame = pd.DataFrame({name: self.scores(steps) for name, steps in rows.items()}).T
-        frame.insert(1, "change", frame["held-out"] - frame["held-out"].iloc[0])
-        columns = ["held-out", "change", "test", "threshold"]
-        return frame[[name for name in columns if name in frame]].round(4)
+        return score_table(rows, self.scores)

@@ -18,6 +18,7 @@ import yaml
 from common.config import ConfigError
 from common.engine.settings import this_device
 from common.pipeline.ranking import Question
+from common.pipeline.scores import score_table
 from common.pipeline.vectors import Vectors, load
 from common.rerank.curves import Curve
 from common.steps import Step
@@ -119,9 +120,7 @@ class Study:
 
     def table(self, rows: Mapping[str, Sequence[Step] | str]) -> pd.DataFrame:
         """Scores by name of the row, and what each held-out score is above that of the first."""
-        frame = pd.DataFrame({name: self.scores(steps) for name, steps in rows.items()}).T
-        frame.insert(1, "change", frame["held-out"] - frame["held-out"].iloc[0])
-        return frame.drop(columns="seconds").round(4)
+        return score_table(rows, self.scores)
 
 
 def _truth(data: Whale) -> np.ndarray | None:
