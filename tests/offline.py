@@ -6,7 +6,9 @@ The format is LevelDB's log: blocks of 32 KiB, in them chunks with crc, length a
 
 import json
 import struct
+import time
 
+from google.protobuf.message import DecodeError
 from wandb.proto import wandb_internal_pb2
 
 BLOCK = 32768
@@ -25,6 +27,23 @@ def records(path):
         if kind in (1, 4):
             yield wandb_internal_pb2.Record.FromString(b"".join(parts))
             parts = []
+
+
+def settle(folder, seconds=60):
+    """Wait until the files of a folder's finished runs are whole: W&B's service writes late."""
+    deadline = time.monotonic() + seconds
+    for path in (folder / "wandb").glob("offline-run-*/*.wandb"):
+        while not ended(path):
+            assert time.monotonic() < deadline, f"{path} has no end"
+            time.sleep(0.05)
+
+
+def ended(path):
+    """Whether the last record of a file says that its run has ended."""
+    try:
+        return [record.WhichOneof("record_type") for record in records(path)][-1:] == ["exit"]
+    except DecodeError:  # half a record
+        return False
 
 
 def items(found):

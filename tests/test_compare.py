@@ -18,6 +18,7 @@ from common.report.comparison import build, gather
 from common.report.queries import Queries, load_queries, of_files, save_queries
 from common.report.records import read_folder
 from common.track import Run, TrackConfig
+from tests.offline import settle
 from tests.test_report import EVIL, Page
 
 CONFIG = {
@@ -282,7 +283,9 @@ def test_markdown_goes_into_a_readme_between_its_markers(three, tmp_path, capsys
     words = [str(three / "plain-0"), str(three / "plain-1"), str(three / "triplet")]
     compare.main([*words, "--into", str(readme), "--draws", "100"])
     text = readme.read_text()
-    assert text.startswith("# Mine\n<!-- compare -->\n|  | what differs | MAP@5 (test) | minutes |")
+    assert text.startswith(
+        "# Mine\n<!-- compare -->\n|  | what differs | MAP@5 (test) | minutes | peak GiB |"
+    )
     assert text.endswith(f"<!-- /compare -->\n{told}")
     assert "before it" not in text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
@@ -420,6 +423,8 @@ def offline(tmp_path_factory):
     )  # fmt: skip
     run.summary(**{"test/map5": 0.61})
     run.finish()
+    for name in ("a", "b"):
+        settle(root / name)
     return root
 
 
@@ -452,6 +457,7 @@ def test_a_resumed_run_of_wandb_is_one(tmp_path):
     run = Run(tmp_path, config(), track, job_type="infer", data=DATA)
     run.summary(**{"test/map5": 0.5})
     run.finish()
+    settle(tmp_path)
     make_run(tmp_path / "other", level=0.1)
     files = wandb_runs.offline_files(tmp_path / "wandb")
     assert len(files) == 3

@@ -31,16 +31,9 @@ def test_a_taken_port_is_named_and_zero_is_any_free_one(capsys):
     assert loopback.free_port(port) == port
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--share", "always"], "--share=always: a public link would send the pictures"),
-        (["--port", "70000"], "--port=70000: a port is 0 to 65535"),
-    ],
-)
-def test_what_the_command_does_not_do_is_one_line(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        demo.main(["anything", *arguments])
+def test_an_impossible_port_is_one_line():
+    with pytest.raises(ValueError, match="--port=70000: a port is 0 to 65535"):
+        demo.main(["anything", "--port", "70000"])
 
 
 def test_without_gradio_the_command_says_how_to_get_it(monkeypatch, capsys):

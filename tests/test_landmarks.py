@@ -1,10 +1,8 @@
 """The landmarks scripts as commands: train, infer, ensemble; killed, copied, on two processes."""
 
 import json
-import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -21,6 +19,8 @@ from common.submission import check
 from common.types import Embeddings
 from competitions.landmarks.ranking import score
 from competitions.landmarks.study import Study
+from tests.scripts import ENVIRONMENT, path_of, start, succeeds
+from tests.scripts import fails as refused
 from tests.test_compare import queries_fit
 
 ROOT = Path(__file__).parents[1]
@@ -42,17 +42,18 @@ PLAIN = [
     "recognition=[{name: knn, k: 20}, {name: vote}]",
     "retrieval=[{name: knn, k: 100}]",
 ]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
-def command(script, *arguments, folder="landmarks", launcher=()):
-    path = ROOT / "competitions" / folder / f"{script}.py"
-    return [sys.executable, *launcher, str(path), *map(str, arguments)]
+def run(script, *arguments, folder="landmarks"):
+    return succeeds(script, *arguments, folder=folder)
 
 
-def run(*arguments, **options):
+def launched(*arguments):
+    """The same under torchrun, in two processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script, *words = arguments
     done = subprocess.run(
-        command(*arguments, **options),
+        [sys.executable, *launcher, path_of(script, "landmarks"), *map(str, words)],
         cwd=ROOT,
         env=ENVIRONMENT,
         capture_output=True,
@@ -64,19 +65,7 @@ def run(*arguments, **options):
 
 
 def fails(*arguments, before=None):
-    done = subprocess.run(
-        command(*arguments),
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        preexec_fn=before,
-    )
-    assert done.returncode == 1, done.stdout[-1500:] + done.stderr[-3000:]
-    assert done.stderr.startswith("error: "), done.stderr[-3000:]
-    assert done.stderr.count("\n") == 1
-    return done.stderr
+    return refused(*arguments, folder="landmarks", before=before)
 
 
 @pytest.fixture(scope="module")
@@ -233,42 +222,41 @@ def test_a_study_needs_something_held_out(trained, root, tmp_path):
         Study.of(tmp_path / "all")
 
 
-def kill_when(condition, arguments):
-    """Start a command and kill -9 it as soon as `condition` holds."""
-    process = subprocess.Popen(
-        arguments, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+def kill_when(condition, streams, *arguments):
+    """Start a script and kill -9 it as soon as `condition` holds."""
+    streams.mkdir()
+    process = start(*arguments, folder="landmarks", streams=streams)
     deadline = time.monotonic() + 300
     while not condition():
-        assert process.poll() is None, "the command ended before it could be killed"
+        assert process.exitcode is None, "the script ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
 
 
 def test_kill_9_in_training_and_extraction_changes_nothing(trained, root, tmp_path):
     whole, _ = trained
     folder = tmp_path / "killed"
-    train = command("train", *TINY, *PLAIN, f"data.root={root}", f"out={folder}")
-    kill_when(lambda: (folder / "state" / "last.safetensors").is_file(), train)
+    train = ["train", *TINY, *PLAIN, f"data.root={root}", f"out={folder}"]
+    kill_when((folder / "state" / "last.safetensors").is_file, tmp_path / "1", *train)
     log = folder / "metrics.jsonl"
     assert not log.is_file() or len(log.read_text().splitlines()) < 2
-    run("train", *TINY, *PLAIN, f"data.root={root}", f"out={folder}")
-    infer = command("infer", f"run={folder}")
-    kill_when(lambda: any((folder / "embeddings").glob("*.blocks/0*.safetensors")), infer)
+    run(*train)
+    infer = ["infer", f"run={folder}"]
+    blocks = folder / "embeddings"
+    kill_when(lambda: any(blocks.glob("*.blocks/0*.safetensors")), tmp_path / "2", *infer)
     assert not (folder / "report.html").exists()
-    run("infer", f"run={folder}")
+    run(*infer)
     assert submissions(folder) == submissions(whole)
-    assert not list((folder / "embeddings").glob("*.blocks"))
+    assert not list(blocks.glob("*.blocks"))
 
 
 def test_two_processes_give_the_embeddings_of_one(trained, root, tmp_path):
     whole, _ = trained
     folder = tmp_path / "two"
     shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("embeddings"))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    run("infer", f"run={folder}", launcher=launcher)
+    launched("infer", f"run={folder}")
     for name in ("train", "test", "index"):
         one = Embeddings.load(whole / "embeddings" / f"{name}.safetensors")
         two = Embeddings.load(folder / "embeddings" / f"{name}.safetensors")
@@ -277,9 +265,8 @@ def test_two_processes_give_the_embeddings_of_one(trained, root, tmp_path):
 
 
 def test_two_processes_train(root, tmp_path):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     folder = tmp_path / "ddp"
-    text = run(
+    text = launched(
         "train",
         *TINY,
         *PLAIN,
@@ -287,7 +274,6 @@ def test_two_processes_train(root, tmp_path):
         "train.sampler={name: identity_clusters, k: 8, number: 2}",
         f"data.root={root}",
         f"out={folder}",
-        launcher=launcher,
     )
     assert text.count("epoch 2 ") == 1  # one process speaks
     assert load_tree(folder / "weights.safetensors")["criterion"].keys() == {
@@ -375,12 +361,14 @@ def test_help_shows_keys_comments_and_steps():
     assert "# backbone" in text
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing(root, tmp_path):
-    def limit():  # on the size of files: the state's write fails as on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+def half_a_megabyte():
+    """No larger file: the state's write fails as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
 
+
+def test_a_full_disk_is_one_line_and_loses_nothing(root, tmp_path):
     settings = [*TINY, *PLAIN, f"data.root={root}", f"out={tmp_path}"]
-    message = fails("train", *settings, before=limit)
+    message = fails("train", *settings, before=half_a_megabyte)
     assert "Could not write" in message
     assert "Free space" in message
     assert not [path for path in tmp_path.rglob("*.safetensors*") if path.is_file()]

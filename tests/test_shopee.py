@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -19,6 +17,7 @@ from common.submission import check as check_file
 from competitions.shopee import ensemble, infer, train
 from competitions.shopee.config import BASE, COMMANDS, Config, check
 from competitions.shopee.study import Study
+from tests.scripts import succeeds
 from tests.test_compare import queries_fit
 
 ROOT = Path(__file__).parents[1]
@@ -37,23 +36,12 @@ TINY = [
 ]
 TREES = "{name: lightgbm_pairs, around: [3], rounds: 10, min_leaf: 5, folds: 3, threads: 1}"
 NETWORK = "{name: graph_attention, epochs: 5, folds: 3, heads: 2, hidden: 2}"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 SCRIPTS = {"train": train, "infer": infer, "ensemble": ensemble}
 WORDS = ["red", "tea", "soap", "lamp", "bag", "shoe", "blue", "cap", "jam", "pen"]
 
 
-def run(script, *arguments, folder="shopee", code=0):
-    path = ROOT / "competitions" / folder / f"{script}.py"
-    done = subprocess.run(
-        [sys.executable, str(path), *map(str, arguments)],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == code, done.stdout[-1500:] + done.stderr[-3000:]
-    return done.stderr if code else done.stdout
+def run(script, *arguments, folder="shopee"):
+    return succeeds(script, *arguments, folder=folder)
 
 
 def call(script, *arguments):

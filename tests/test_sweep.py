@@ -282,6 +282,16 @@ def run(path, *words):
         sweep.main([str(path), *words])
 
 
+def test_five_failures_in_a_row_end_a_sweep(tiny, capsys):
+    lr = {"min": 0.5, "max": 2.0}
+    path = make_file(tiny, parameters={"train.recipe": {"value": "broken"}, "train.lr": lr})
+    for past in (5, 10):  # the same command goes on
+        with pytest.raises(ConfigError, match="No trial in .* has a valid/score"):
+            run(path, "--trials", "20")
+        assert capsys.readouterr().out.count("5 trials in a row failed: stopped") == 1
+        assert len(list(Path("runs/tiny/sweep").glob("trial-*.log"))) == past
+
+
 def test_grid_runs_every_point_once_and_says_what_failed(tiny, tmp_path, capsys):
     parameters = {
         "train.lr": {"values": [0.5, 1.0]},

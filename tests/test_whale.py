@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -34,6 +32,7 @@ from competitions.whale.study import Study
 from competitions.whale.train import main as train_script
 from competitions.whale.train import train
 from competitions.whale.twins import doubled, joined_centers, twin_names
+from tests.scripts import succeeds
 from tests.test_compare import queries_fit
 
 ROOT = Path(__file__).parents[1]
@@ -55,21 +54,10 @@ RECIPES = sorted(
     if path.stem not in ("frozen", "twins")
 )
 POINTS = "Image,x0,y0,x1,y1,x2,y2\n"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
-def run(script, *arguments, folder="whale", code=0):
-    path = ROOT / "competitions" / folder / f"{script}.py"
-    done = subprocess.run(
-        [sys.executable, str(path), *map(str, arguments)],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == code, done.stdout[-1500:] + done.stderr[-3000:]
-    return done.stderr if code else done.stdout
+def run(script, *arguments, folder="whale"):
+    return succeeds(script, *arguments, folder=folder)
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ from common.pipeline.sweep_space import combinations, grid_of
 from common.report.files import read_json, read_lines, write_json
 
 _POLL = 1.0  # seconds between two looks at a trial's metrics
+_FAILURES = 5  # trials in a row without a value that end a sweep: the next would not have one
 _GRACE = 120.0  # seconds that a trial may take to save its state when it is stopped
 
 
@@ -83,12 +84,15 @@ class Runner:
     def run(self, trials: int | None, minutes: float | None) -> None:
         """Trials until there are so many, time is up, the grid is done or the target is reached.
 
+        Five failures in a row end it too.
+
         Args:
             trials: of the folder in all, those of earlier calls included; None: until time is up.
             minutes: no trial begins that would not end by then, if it takes as long as the longest.
         """
         started, longest = time.monotonic(), 0.0
         waiting = [one for one in self.study.trials if one.state == self.states.RUNNING]
+        failures = 0
         while not self._reached():
             if not waiting and self._done(trials):
                 return
@@ -109,6 +113,10 @@ class Runner:
                 self.study.tell(number, state=self.states.FAIL)
             else:
                 self.study.tell(number, value)
+            failures = failures + 1 if value is None else 0
+            if failures == _FAILURES:
+                say(f"{failures} trials in a row failed: stopped, the same command goes on")
+                return
             longest = max(longest, time.monotonic() - started - spent)
 
     def best(self) -> list[Any]:

@@ -46,10 +46,11 @@ def text(found: Comparison) -> str:
 
 
 def markdown(found: Comparison, command: str = "") -> str:
-    """A table for a README: an experiment a row, what differs from the first, scores, minutes."""
-    minutes = any("minutes" in one.cost() for one in found.experiments)
+    """A table for a README: an experiment a row, what differs from the first, scores, cost."""
+    costs = [name for name in COSTS if any(name in one.cost() for one in found.experiments)]
+    costs = [name for name in costs if name != "images/s"]  # minutes tell it already
     head = ["", *(["what differs"] if found.settings else []), *map(title, found.metrics)]
-    head += ["minutes"] if minutes else []
+    head += [COSTS[name] for name in costs]
     lines = [_line(head), "|---" * len(head) + "|"]
     starred = False
     for place, one in enumerate(found.experiments):
@@ -64,9 +65,8 @@ def markdown(found: Comparison, command: str = "") -> str:
             starred |= sure
             star = r"\*" if sure else ""
             row.append(short(*scores[metric]) + star if metric in scores else "")
-        if minutes:
-            cost = one.cost()
-            row.append(number(cost["minutes"][0]) if "minutes" in cost else "")
+        cost = one.cost()
+        row += [number(cost[name][0]) if name in cost else "" for name in costs]
         lines.append(_line(row))
     notes = []
     if any(len(one.records) > 1 for one in found.experiments):

@@ -28,13 +28,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("run", type=Path, help="run folder in which infer.py has run")
     parser.add_argument("--data", metavar="FOLDER", help="data folder, if not where the run had it")
     parser.add_argument("--port", type=int, default=7860, help="of 127.0.0.1; 0 for any free one")
-    parser.add_argument("--share", default="never", help="never: there is no public link")
     given = parser.parse_args(arguments)
-    if given.share != "never":
-        raise ValueError(
-            f"--share={given.share}: a public link would send the pictures through another "
-            f"company's servers. Use ssh -L {given.port}:{HOST}:{given.port} HOST instead."
-        )
     if not 0 <= given.port < 1 << 16:
         raise ValueError(f"--port={given.port}: a port is 0 to 65535.")
     port = free_port(given.port)  # said now, not when everything is loaded
