@@ -8,8 +8,9 @@ are premultiplied by it, which keeps resizing free of dark fringes.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 Image = NDArray[np.float32]
+
+
+def build_command(
+    arguments: list[str],
+    description: str | None,
+    source: tuple[str, str],
+    home: Path,
+    build: Callable[[Path, Path], Mapping[str, int]],
+) -> None:
+    """The command line of a sample's builder: build, print the numbers.
+
+    Args:
+        arguments: of the command line.
+        description: of the builder.
+        source: name and help of the argument that says where the art is.
+        home: where the sample goes unless `--out` says otherwise.
+        build: from these two folders to the numbers that the sample's README names.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar=source[0], type=Path, help=source[1])
+    parser.add_argument("--out", type=Path, default=home, help="where the sample goes")
+    options = parser.parse_args(arguments)
+    cv2.setNumThreads(1)
+    for name, value in build(options.source, options.out).items():
+        print(f"{name}: {value}")
 
 
 def digest(*key: object, digits: int = 16) -> str:

@@ -11,14 +11,12 @@ so neither one drawing nor two neighboring frames are ever on both sides of a sp
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 if not __package__:  # run by path: the folder's own name, so that a copied folder finds itself
@@ -27,7 +25,8 @@ if not __package__:  # run by path: the folder's own name, so that a copied fold
     __package__ = f"competitions.{here.name}"
     __import__(__package__)
 
-from common.data.sample import Image, digest, encode_jpeg, stream
+from common.data.sample import Image, build_command, digest, encode_jpeg, stream
+from common.entry import entry
 from common.paths import atomic, write_text
 
 from .scenery.art import Art
@@ -36,6 +35,7 @@ from .scenery.scenes import empty_scene, landmark_scene
 from .scenery.takes import Building, draw, find_buildings
 
 HOME = Path(__file__).resolve().parent / "sample"
+SOURCE = ("content", "the unpacked content folder (it holds gfx/)")
 
 
 @dataclass
@@ -189,22 +189,10 @@ A building that is not in train has an empty recognition answer.
 """
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Parse the command line and build."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("content", type=Path, help="the unpacked content folder (it holds gfx/)")
-    parser.add_argument("--out", type=Path, default=HOME, help="where the sample goes")
-    options = parser.parse_args()
-    cv2.setNumThreads(1)
-    try:
-        numbers = build(options.content, options.out)
-    except (FileNotFoundError, FileExistsError) as error:
-        sys.exit(f"error: {error}")
-    for name, value in numbers.items():
-        print(f"{name}: {value}")
+    build_command(arguments, __doc__, SOURCE, HOME, build)
 
 
 if __name__ == "__main__":
-    main()
+    entry(main)

@@ -12,7 +12,6 @@ so are its nearest relatives (skin tones, men and women of one trade): look-alik
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import shutil
@@ -22,7 +21,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 if not __package__:  # run by path: the folder's own name, so that a copied folder finds itself
@@ -33,7 +31,8 @@ if not __package__:  # run by path: the folder's own name, so that a copied fold
 
 from common.data.images import read_image
 from common.data.phash import dct_hash, hash_text
-from common.data.sample import digest, stream
+from common.data.sample import build_command, digest, stream
+from common.entry import entry
 from common.paths import atomic, write_text
 
 from .market.emoji import Vendor, read_emoji, read_vendors
@@ -42,6 +41,7 @@ from .market.scenes import picture
 from .market.wording import Writer
 
 HOME = Path(__file__).resolve().parent / "sample"
+SOURCE = ("modules", "the folder node_modules with the packages")
 COUNTS = {"train": 205, "test": 140}  # products
 DRAWN = 256  # pixels of a drawing before it is put into a scene
 AGAIN = 0.46  # share of listings whose seller sells the drawing of the listing before
@@ -217,22 +217,10 @@ whose drawing each picture shows and its licence (see `LICENSE`).
 """
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Parse the command line and build."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("modules", type=Path, help="the folder node_modules with the packages")
-    parser.add_argument("--out", type=Path, default=HOME, help="where the sample goes")
-    options = parser.parse_args()
-    cv2.setNumThreads(1)
-    try:
-        numbers = build(options.modules, options.out)
-    except (FileNotFoundError, FileExistsError, ValueError, ImportError) as error:
-        sys.exit(f"error: {error}")
-    for name, value in numbers.items():
-        print(f"{name}: {value}")
+    build_command(arguments, __doc__, SOURCE, HOME, build)
 
 
 if __name__ == "__main__":
-    main()
+    entry(main)

@@ -9,14 +9,12 @@ individual. What it does in test it never does in train, so no drawing is on bot
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 if not __package__:  # run by path: the folder's own name, so that a copied folder finds itself
@@ -25,13 +23,15 @@ if not __package__:  # run by path: the folder's own name, so that a copied fold
     __package__ = f"competitions.{here.name}"
     __import__(__package__)
 
-from common.data.sample import digest, encode_jpeg, stream
+from common.data.sample import build_command, digest, encode_jpeg, stream
+from common.entry import entry
 from common.paths import atomic, write_text
 
 from .menagerie.scenes import Land, picture
 from .menagerie.units import Unit, draw, find_units
 
 HOME = Path(__file__).resolve().parent / "sample"
+SOURCE = ("images", "the unpacked folder data/core/images")
 SEED = "whale-1"
 NEW = "new_whale"
 # Train pictures per known individual, as in the competition: many have one, few have many.
@@ -169,22 +169,10 @@ others in test than in train. `bboxs.csv` (Image,x0,y0,x1,y1) has a box around e
 """
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Parse the command line and build."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("images", type=Path, help="the unpacked folder data/core/images")
-    parser.add_argument("--out", type=Path, default=HOME, help="where the sample goes")
-    options = parser.parse_args()
-    cv2.setNumThreads(1)
-    try:
-        numbers = build(options.images, options.out)
-    except (FileNotFoundError, FileExistsError) as error:
-        sys.exit(f"error: {error}")
-    for name, value in numbers.items():
-        print(f"{name}: {value}")
+    build_command(arguments, __doc__, SOURCE, HOME, build)
 
 
 if __name__ == "__main__":
-    main()
+    entry(main)

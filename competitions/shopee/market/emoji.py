@@ -135,7 +135,10 @@ def squeeze(text: str) -> str:
 @lru_cache(maxsize=4096)
 def _rasterise(svg: str, side: int) -> Image:
     """The sprite of an SVG. resvg has no system fonts here: letters would differ by machine."""
-    from resvg_py import svg_to_bytes  # needed by whoever builds the sample, by nobody else
+    try:  # needed by whoever builds the sample, by nobody else
+        from resvg_py import svg_to_bytes
+    except ImportError:
+        raise ValueError("Drawings are SVG and need resvg: pip install resvg-py==0.5.0") from None
 
     data = np.frombuffer(svg_to_bytes(svg, width=side, skip_system_fonts=True), np.uint8)
     return as_sprite(np.asarray(cv2.imdecode(data, cv2.IMREAD_UNCHANGED), np.uint8))
