@@ -57,6 +57,15 @@ def test_unknown_truth_is_ordered_by_score():
     assert gallery.groups([]) == []
 
 
+def test_where_nothing_is_wrong_there_are_no_mistakes():
+    rows = [
+        {"query": {"id": str(i)}, "results": [{"score": i / 10, "right": True}]} for i in range(9)
+    ]
+    found = gallery.groups(rows, each=2)
+    assert [group["title"] for group in found] == ["Least sure", "Surest", "Random"]
+    assert found[0]["caption"] == "lowest score first"
+
+
 def test_rows_near_the_threshold_have_a_group(pictures):
     rows = make_rows([pictures["rgb"]])
     for i, row in enumerate(rows):

@@ -87,7 +87,7 @@ def groups(rows: Sequence[Row], *, each: int = 6, seed: int = 0) -> list[dict[st
     if not rows:
         return []
     by_ap = all(row.get("ap") is not None for row in rows)
-    known = any(_right(row) is not None for row in rows)
+    mistakes = any(_right(row) is False for row in rows)
     quality = np.array([_quality(row, by_ap) for row in rows])
     order = np.argsort(quality, kind="stable")
     if by_ap:
@@ -97,7 +97,7 @@ def groups(rows: Sequence[Row], *, each: int = 6, seed: int = 0) -> list[dict[st
             "Best",
             f"highest {rows[0].get('measure', 'average precision')} first",
         )
-    elif known:
+    elif mistakes:
         words = ("Worst", "surest mistakes first", "Best", "surest right answers first")
     else:
         words = ("Least sure", "lowest score first", "Surest", "highest score first")

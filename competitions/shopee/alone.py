@@ -32,16 +32,16 @@ def found_alone(pool: Pool, cuts: Mapping[str, Cut], notes: Notes, run: Run, dat
     one, other = found[picture], found[text]
     total = max(len(a), 1)
     notes.numbers |= {
-        f"true pairs that {picture} and {text} find": float((one & other).sum() / total),
-        f"true pairs that only {picture} finds": float((one & ~other).sum() / total),
-        f"true pairs that only {text} finds": float((~one & other).sum() / total),
-        "true pairs that neither finds": float((~one & ~other).sum() / total),
+        f"true pairs found by {picture} and {text}": float((one & other).sum() / total),
+        f"true pairs found by {picture} alone": float((one & ~other).sum() / total),
+        f"true pairs found by {text} alone": float((~one & other).sum() / total),
+        "true pairs found by neither": float((~one & ~other).sum() / total),
     }
     for finds, misses in ((picture, text), (text, picture)):
         rows = np.flatnonzero(found[finds] & ~found[misses])
         if len(rows):
             shown = _pair_rows(pool, a[rows], b[rows], finds, misses, data)
-            run.table(f"{finds}_finds_what_{misses}_misses", shown, top=1)
+            run.table(f"pairs_found_by_{finds}_alone", shown, top=1)
 
 
 def _true_pairs(labels: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
