@@ -54,7 +54,7 @@ OPTIONS = ("seeds=", "parts=", "skip=")
 PARTS = ("encoders", "matching", "crowd", "peer")
 HOME = Path("competitions/shopee")
 UNTRAINED = "train.stages=[]"
-DEFAULT = "image and TF-IDF, default"
+DEFAULT = "image and TF-IDF, union"
 # What is changed against the default recipe.
 TRAININGS = {
     "image": [],
@@ -95,9 +95,9 @@ ROWS = {
     "TF-IDF": Row(("words",), "nearest", "encoders"),
     "the peer": Row(("peer",), "nearest", "peer"),
     "the peer and TF-IDF, concatenated": Row(("peer", "words"), "concat, nearest", "peer"),
-    "the peer and TF-IDF, default": Row(("peer", "words"), UNION, "peer"),
+    "the peer and TF-IDF, union": Row(("peer", "words"), UNION, "peer"),
     "frozen image and TF-IDF, concatenated": Row(("frozen image", "words"), "concat, nearest"),
-    "frozen image and TF-IDF, default": Row(("frozen image", "words"), UNION),
+    "frozen image and TF-IDF, union": Row(("frozen image", "words"), UNION),
     "image and text, concatenated": Row(("image", "text"), "concat, nearest"),
     "image and TF-IDF, concatenated": Row(("image", "words"), "concat, nearest"),
     "image, text, TF-IDF, concatenated": Row(ALL, "concat, nearest"),
@@ -107,14 +107,16 @@ ROWS = {
     "+ blending": Row(ALL, BLENDED),
     "+ alpha-QE": Row(ALL, f"alpha_qe, {UNION}"),
     "+ LightGBM": Row(ALL, f"{UNION}, {TREES}"),
+    "the default: image and TF-IDF, union, LightGBM": Row(("image", "words"), f"{UNION}, {TREES}"),
+    "+ alpha-QE, LightGBM": Row(ALL, f"alpha_qe, {UNION}, {TREES}"),
     "+ blending, LightGBM": Row(ALL, f"{BLENDED}, {TREES}"),
     "+ LightGBM, graph": Row(ALL, f"{UNION}, {TREES}, {GRAPH}"),
     "+ votes of LightGBM and graph": Row(
         ALL,
         f"{{vote, weights: [1, 3], of: [[{UNION}, {TREES}], [{UNION}, {TREES}, {GRAPH}]]}}",
     ),
-    "default, crowd of train": Row(("image", "words"), UNION, "crowd", ["train"]),
-    "default, no crowd but counted": Row(("image", "words"), UNION, "crowd", []),
+    "image and TF-IDF, crowd of train": Row(("image", "words"), UNION, "crowd", ["train"]),
+    "image and TF-IDF, no crowd but counted": Row(("image", "words"), UNION, "crowd", []),
     "image, text, TF-IDF, crowd of train": Row(ALL, UNION, "crowd", ["train"]),
     "+ blending, crowd of train": Row(ALL, BLENDED, "crowd", ["train"]),
     "+ LightGBM, crowd of train": Row(ALL, f"{UNION}, {TREES}", "crowd", ["train"]),
