@@ -52,6 +52,7 @@ TRAININGS = {
     "twin classes": [str(HOME / "experiments" / "twins.yaml")],
     "ArcFace and triplet": [f"loss=[{ARC}, {TRIPLET}]", PK],
     "unknown an all-zero target": [f"loss=[{ARC}, {{name: ohem_sigmoid, weight: 0.3}}]"],
+    "Siamese head alone": ["loss=[{name: siamese}]", ASSIGNED],
     "ArcFace and Siamese head": [f"loss=[{ARC}, {{name: siamese}}]", ASSIGNED],
 }
 # Steps of YAML without their `name:`; from the embeddings of the training that is named first.
@@ -114,7 +115,8 @@ def joined(by: str, seed: int, folders: list[Path]) -> Scores:
     runs = ",".join(map(str, folders))
     out = OUT / f"joined_{by}-{seed}"
     start = time.perf_counter()
-    script("ensemble", f"runs=[{runs}]", f"ensemble.by={by}", f"out={out}")
+    ranking = yaml.safe_dump(steps_of(PLAIN), default_flow_style=True)  # as of the runs alone
+    script("ensemble", f"runs=[{runs}]", f"ensemble.by={by}", f"ranking={ranking}", f"out={out}")
     found = json.loads((out / "summary.json").read_text())
     held, test = found["held-out/map5"], found["test/map5"]
     return {"held-out": held, "test": test, "seconds": time.perf_counter() - start}
