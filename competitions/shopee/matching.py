@@ -151,7 +151,7 @@ def _pool(
 def by_kind(
     names: Sequence[str], runs: Sequence[Vectors], weights: Sequence[float]
 ) -> dict[str, Vectors]:
-    """Runs of one kind joined: `image`, `text`, `both` with the vectors of all such runs."""
+    """Runs of one kind joined: `image`, `text`, `joint` with the vectors of all such runs."""
     found = {}
     for name in dict.fromkeys(names):
         mine = [place for place, other in enumerate(names) if other == name]
