@@ -20,11 +20,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from scipy.stats import rankdata
-from sklearn.metrics import average_precision_score, roc_auc_score
 
+from common.lazy import Lazy
 from common.paths import atomic
 from common.types import decode_strings, encode_strings
 from common.weigh import search_weights
+
+metrics = Lazy("sklearn.metrics")
 
 METRICS = {"auc": 1, "average_precision": 1, "accuracy": 2, "map5": 2}  # dimensions of scores
 
@@ -160,7 +162,7 @@ def _measure(
             found = ", ".join(sorted(set(target.tolist()))[:4])
             raise ValueError(f"{path}: targets must be 0 and 1, both of them, found {found}.")
         same = target == "1"
-        function = roc_auc_score if metric == "auc" else average_precision_score
+        function = metrics.roc_auc_score if metric == "auc" else metrics.average_precision_score
         return lambda values: float(function(same, values))
     place = pd.Index(classes).get_indexer(target)
     if (place < 0).any():

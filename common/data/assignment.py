@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from common.data.draws import Array
+from common.lazy import Lazy
+
+optimize = Lazy("scipy.optimize")
 
 _FORBIDDEN, _TAKEN = -1e12, -1e6  # below any score with its noise; a pair may return before a class
 
@@ -60,7 +62,7 @@ def hard_partners(
             gain = scores + height * rng.random(scores.shape)
             gain[taken] += _TAKEN
             gain[same] = _FORBIDDEN
-            row, column = linear_sum_assignment(gain, maximize=True)
+            row, column = optimize.linear_sum_assignment(gain, maximize=True)
             left = same[row, column]  # too many of one class
             column[left] = gain[row[left]].argmax(1)
             some = ~same[row, column]

@@ -12,10 +12,11 @@ from collections.abc import Callable
 import cv2
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
 
 from common.config import ConfigError
+from common.lazy import Lazy
+
+v2, F = Lazy("torchvision.transforms.v2"), Lazy("torchvision.transforms.v2.functional")
 
 Transform = Callable[[Tensor], Tensor]
 

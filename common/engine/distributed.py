@@ -8,12 +8,14 @@ from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
-from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import nn
 from torch.distributed.nn.functional import all_reduce
 
+from common.lazy import Lazy
 from common.losses.processes import joined as joined
 from common.losses.processes import summed as summed
+
+timm = Lazy("timm")
 
 
 def rank() -> int:
@@ -105,10 +107,10 @@ def synchronise_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
     that timm fuses into its norms, so timm's is used.
     """
     if device.type == "cuda":
-        converted: nn.Module = convert_sync_batchnorm(module)
+        converted: nn.Module = timm.layers.convert_sync_batchnorm(module)
         return converted
     for child in module.modules():
-        if isinstance(child, BatchNormAct2d):
+        if isinstance(child, timm.layers.BatchNormAct2d):
             child.__class__ = SyncBatchNormAct
         elif type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
             child.__class__ = SyncBatchNorm

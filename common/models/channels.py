@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import timm
 import torch
 from torch import nn
+
+from common.lazy import Lazy
+
+timm = Lazy("timm")
 
 
 def first_conv(backbone: nn.Module) -> nn.Conv2d:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
-import timm
 import torch
-from timm.models import group_parameters
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from common.lazy import Lazy
+
+timm = Lazy("timm")
 
 
 class Stages:
@@ -90,7 +92,8 @@ class Stages:
 
 def freeze(backbone: nn.Module, setting: str) -> None:
     """Switch off gradients: `all`, `bn`, `stem`, a number of stages, or several joined by `+`."""
-    groups = group_parameters(backbone, backbone.group_matcher(coarse=True), reverse=True)  # type: ignore[operator]
+    matcher = backbone.group_matcher(coarse=True)  # type: ignore[operator]
+    groups = timm.models.group_parameters(backbone, matcher, reverse=True)
     for word in setting.split("+"):
         depth = int(word) if word.isdigit() else {"stem": 0, "all": max(groups.values())}.get(word)
         if word == "bn":

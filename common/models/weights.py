@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import huggingface_hub
-import timm
 import torch
 from huggingface_hub import constants
 from safetensors import SafetensorError
@@ -22,10 +21,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from common.config import suggestion
+from common.lazy import Lazy
 from common.models.channels import split, widen
 from common.models.pinned import PINNED, installed, pinned_file, sha256
 
 State = dict[str, torch.Tensor]
+timm = Lazy("timm")
 IN_WHEELS = ("tf_efficientnet_lite0",)  # nets of PINNED
 
 

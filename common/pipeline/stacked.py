@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from common.entry import say
+from common.lazy import Lazy
 from common.notes import Notes
 from common.pipeline.ranking import Question
 from common.rerank.centers import trimmed_centers
 from common.rerank.stacking import Candidates, Stack, StackConfig, candidates
 from common.types import Neighbors
+
+metrics = Lazy("sklearn.metrics")
 
 Parts = Sequence[tuple[Question, Neighbors]]
 
@@ -86,7 +88,7 @@ class Stacked:
         notes.numbers |= {
             "stacked: AUC, out of fold": self.stack.model_.auc_,
             "stacked: AUC of the mean cosine to the centre": float(
-                roc_auc_score(self.same, self.centre)
+                metrics.roc_auc_score(self.same, self.centre)
             ),
             "stacked: candidates to learn from": float(len(self.same)),
         }

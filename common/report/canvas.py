@@ -13,11 +13,12 @@ from collections.abc import Callable
 from typing import Any, ParamSpec
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 
+from common.lazy import Lazy
 from common.report.svg import Svg
+
+matplotlib, figures = Lazy("matplotlib"), Lazy("matplotlib.figure")
+backend_svg = Lazy("matplotlib.backends.backend_svg")
 
 # name: (light, dark). Right and wrong also differ in lightness, for readers who do not see red.
 COLORS = {
@@ -83,7 +84,7 @@ def styled(draw: Callable[P, str]) -> Callable[P, str]:
 
     @functools.wraps(draw)
     def inside(*args: P.args, **kwargs: P.kwargs) -> str:
-        with rc_context(_STYLE):
+        with matplotlib.rc_context(_STYLE):
             return draw(*args, **kwargs)
 
     return inside
@@ -91,9 +92,9 @@ def styled(draw: Callable[P, str]) -> Callable[P, str]:
 
 def panels(
     rows: int = 1, height: float = 2.8, ratios: tuple[float, ...] = (1,)
-) -> tuple[Figure, list[Any]]:
+) -> tuple[Any, list[Any]]:
     """A figure of the width of a column, and its axes from top to bottom."""
-    figure = Figure(figsize=(5.2, height), layout="constrained")
+    figure = figures.Figure(figsize=(5.2, height), layout="constrained")
     grid = figure.subplots(rows, 1, height_ratios=ratios, squeeze=False)
     return figure, [grid[row, 0] for row in range(rows)]
 
@@ -159,11 +160,11 @@ def short(value: float, _: int) -> str:
     return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}"
 
 
-def as_svg(figure: Figure, title: str) -> str:
+def as_svg(figure: Any, title: str) -> str:
     """The drawing as an `<svg>` element that fits its column and follows the page's colours."""
     buffer = io.StringIO()
-    with rc_context({"svg.hashsalt": title}):  # equal input, equal bytes
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": title}):  # equal input, equal bytes
+        backend_svg.FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     text = buffer.getvalue()
     inner = text[text.index(">", text.index("<svg")) + 1 :]
     # Of several drawings on one page, none may carry ids, styles or fonts that reach the others.

@@ -22,11 +22,13 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from common.data.images import read_image
+from common.lazy import Lazy
 from common.types import Embeddings
+
+manifold = Lazy("sklearn.manifold")
 
 POINTS = 1500  # on the map: what a person can tell apart, and t-SNE lays out in seconds
 COLORED = 8  # most frequent classes that get a colour
@@ -175,7 +177,7 @@ def laid_out(vectors: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
         near = min(30.0, (count - 1) / 4)
         start = places / max(float(places[:, 0].std()), 1e-12) * 1e-4
         with threadpool_limits(1):  # sums in one order: equal input, equal map
-            found = TSNE(
+            found = manifold.TSNE(
                 perplexity=near,
                 init=start.astype(np.float32),
                 learning_rate="auto",

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from common.lazy import Lazy
 from common.report.canvas import (
     COLORS,
     SERIES,
@@ -24,6 +24,8 @@ from common.report.canvas import (
 )
 from common.report.files import KINDS
 from common.report.separation import bins
+
+ticker = Lazy("matplotlib.ticker")
 
 _KIND_COLOR = {"right": "right", "wrong": "wrong", "none": "unknown"}
 
@@ -79,8 +81,8 @@ def curves(
     if best or chosen is not None:
         axes.margins(y=0.14)
     label_axes(axes, x_label, y_label, legend=len(series) > 1)
-    axes.xaxis.set_major_formatter(FuncFormatter(short))
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=x_label in ("step", "epoch")))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(short))
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=x_label in ("step", "epoch")))
     if middle is not None:
         every = np.concatenate([np.asarray(x, float) for x, _ in series.values()])
         decades_across(axes, np.array([every.min(), every.max()]), middle)
@@ -193,7 +195,7 @@ def histogram(values: Sequence[float], *, x_label: str, y_label: str = "queries"
         color=COLORS["ink"][0], fontweight="bold",
     )  # fmt: skip
     label_axes(axes, x_label, y_label)
-    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
     return as_svg(figure, f"Distribution of {x_label}")
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from common.lazy import Lazy
 from common.report.bootstrap import Difference
 from common.report.canvas import (
     COLORS,
@@ -17,6 +17,8 @@ from common.report.canvas import (
     plain_text,
     styled,
 )
+
+ticker = Lazy("matplotlib.ticker")
 
 COLORED = len(SERIES)  # experiments with a colour of their own
 _LONGEST = 24  # characters of a name beside the axis
@@ -59,7 +61,7 @@ def overlay(
     if log:
         axes.set_yscale("log")
     label_axes(axes, x_label, y_label, legend=len(curves) > 1, columns=2)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
     return as_svg(figure, f"{y_label} over {x_label} of {len(curves)} experiments")
 
 
@@ -93,7 +95,7 @@ def forest(differences: Sequence[Difference], *, x_label: str, sure: float) -> s
         axes.plot(one.value, place, "o", color=color, markersize=6)
     _names(axes, [f"{_cut(one.second, 17)} - {_cut(one.first, 17)}" for one in differences])
     label_axes(axes, x_label, "")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.3g}"))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:+.3g}"))
     return as_svg(figure, f"Differences in {x_label}")
 
 

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from common.data.images import read_image
+from common.lazy import Lazy
 from common.paths import atomic
 from common.report.canvas import COLORS
+
+matplotlib = Lazy("matplotlib")
 
 Row = dict[str, Any]
 SIDE = 208  # long side of a stored thumbnail in pixels

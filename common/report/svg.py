@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from common.lazy import Lazy
+
+backend_agg = Lazy("matplotlib.backends.backend_agg")
 
 DPI = 110  # of pictures: 570 pixels for the width of a column
 
@@ -17,9 +18,9 @@ class Svg(str):
     A notebook's viewers, GitHub's among them, do not agree on what of an SVG they show.
     """
 
-    figure: Figure
+    figure: Any
 
-    def __new__(cls, text: str, figure: Figure) -> Svg:
+    def __new__(cls, text: str, figure: Any) -> Svg:
         """The text, and the figure that it was made of."""
         made = super().__new__(cls, text)
         made.figure = figure
@@ -30,7 +31,7 @@ class Svg(str):
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        FigureCanvasAgg(self.figure)
+        backend_agg.FigureCanvasAgg(self.figure)
         # Equal input, equal bytes: the version of matplotlib stays out of the file.
         self.figure.savefig(buffer, dpi=DPI, facecolor="white", metadata={"Software": None})
         return buffer.getvalue()

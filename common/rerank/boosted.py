@@ -16,12 +16,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import lightgbm
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from common.data.folds import group_folds
+from common.lazy import Lazy
 from common.paths import write_text
+
+lightgbm = Lazy("lightgbm")
+metrics = Lazy("sklearn.metrics")
 
 _CARD = "model.json"
 
@@ -92,7 +94,7 @@ class PairModel:
         self._check(values, same, groups, names)
         fold = group_folds(groups.ravel(), self.folds, self.seed).reshape(groups.shape)
         self.names_ = list(names)
-        self.boosters_: list[lightgbm.Booster] = []
+        self.boosters_: list[Any] = []
         self.out_of_fold_ = np.empty(len(values), np.float32)
         for number in range(self.folds):
             rows = np.flatnonzero((fold != number).all(1))
@@ -107,8 +109,8 @@ class PairModel:
             held = np.flatnonzero(fold[:, 0] == number)
             if len(held):
                 self.out_of_fold_[held] = booster.predict(values[held], num_threads=self.threads)
-        self.auc_ = float(roc_auc_score(same, self.out_of_fold_))
-        self.average_precision_ = float(average_precision_score(same, self.out_of_fold_))
+        self.auc_ = float(metrics.roc_auc_score(same, self.out_of_fold_))
+        self.average_precision_ = float(metrics.average_precision_score(same, self.out_of_fold_))
         return self
 
     def predict(self, values: np.ndarray) -> np.ndarray:
@@ -166,7 +168,7 @@ class PairModel:
             raise ValueError(f"{folder} holds no pair model that can be read: {error}") from None
         return model
 
-    def _train(self, values: np.ndarray, same: np.ndarray) -> lightgbm.Booster:
+    def _train(self, values: np.ndarray, same: np.ndarray) -> Any:
         settings: dict[str, Any] = {
             "objective": "binary",
             "learning_rate": self.rate,

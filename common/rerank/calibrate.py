@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
 from scipy.special import expit
-from sklearn.isotonic import IsotonicRegression
 
 from common.data.folds import group_folds
+from common.lazy import Lazy
+
+interpolate, isotonic = Lazy("scipy.interpolate"), Lazy("sklearn.isotonic")
 
 _EDGE = 1e-3  # probabilities stay this far from 0 and 1, so that the ends can still rise
 KINDS = ("isotonic", "logistic")
@@ -103,7 +104,7 @@ class Isotonic:
             ValueError: not both kinds of pairs, or scores that are not finite.
         """
         scores, same = _checked(scores, same)
-        level = IsotonicRegression().fit_transform(scores, same.astype(np.float64))
+        level = isotonic.IsotonicRegression().fit_transform(scores, same.astype(np.float64))
         # Equal levels are one step: its mean score, and its level.
         levels, step = np.unique(level, return_inverse=True)
         count = np.bincount(step)
@@ -112,7 +113,7 @@ class Isotonic:
         self._scale = float(scores.std()) or 1.0
         self._line = None
         if len(levels) > 1:
-            self._line = PchipInterpolator(self.scores_, self.probabilities_)
+            self._line = interpolate.PchipInterpolator(self.scores_, self.probabilities_)
         return self
 
     def transform(self, scores: np.ndarray) -> np.ndarray:

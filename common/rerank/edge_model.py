@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score
 
 from common.data.folds import group_folds
 from common.engine.checkpoint import load_tree, save_tree
+from common.lazy import Lazy
 from common.rerank.edge_attention import EdgeAttention, PairGraph, around, train_edges
+
+metrics = Lazy("sklearn.metrics")
 
 _SCALE = ("edge_mean", "edge_std", "node_mean", "node_std")
 
@@ -113,7 +115,7 @@ class EdgeModel:
             self.networks_.append(network)
             held = np.flatnonzero(fold[:, 0] == number)
             self.out_of_fold_[held] = _probability(network, part)[mine.cpu()].numpy()[held]
-        self.average_precision_ = float(average_precision_score(same, self.out_of_fold_))
+        self.average_precision_ = float(metrics.average_precision_score(same, self.out_of_fold_))
         return self
 
     def predict(self, graph: PairGraph, device: torch.device | None = None) -> np.ndarray:

@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.special import expit
+
+from common.lazy import Lazy
+
+optimize = Lazy("scipy.optimize")
 
 _EDGE = 1e-6  # odds of 0 and 1 would be infinite
 LEARNED = "learned"
@@ -67,7 +70,9 @@ class LogOdds:
         start = np.append(np.full(count, 1 / count), 0.0)
         bounds = [(0, None)] * count + [(None, None)]
         options = {"maxiter": 1000, "ftol": 1e-12, "gtol": 1e-8}
-        beta = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B", options=options).x
+        beta = optimize.minimize(
+            loss, start, jac=True, bounds=bounds, method="L-BFGS-B", options=options
+        ).x
         self.weights_, self.shift_ = beta[:count], float(beta[count])
         return self
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score
 
+from common.lazy import Lazy
 from common.notes import Notes
 from common.rerank.asking import outside, take
 from common.rerank.asking import rounds as asking_rounds
@@ -25,6 +25,8 @@ from common.rerank.pairs import PairFeatures, pair_cosine, pair_features
 from common.rerank.voting import check_rows, scores_of
 from common.retrieval.search import search
 from common.types import Embeddings, Neighbors
+
+metrics = Lazy("sklearn.metrics")
 
 
 def lightgbm_rerank(
@@ -274,10 +276,10 @@ def _note(notes: Notes, model: PairModel, cosine: np.ndarray, same: np.ndarray, 
     notes.importances["lightgbm_rerank"] = model.importances()
     notes.numbers |= {
         "lightgbm_rerank: AUC, out of fold": model.auc_,
-        "lightgbm_rerank: AUC of the cosine": float(roc_auc_score(same, cosine)),
+        "lightgbm_rerank: AUC of the cosine": float(metrics.roc_auc_score(same, cosine)),
         "lightgbm_rerank: average precision, out of fold": model.average_precision_,
         "lightgbm_rerank: average precision of the cosine": float(
-            average_precision_score(same, cosine)
+            metrics.average_precision_score(same, cosine)
         ),
         "lightgbm_rerank: images that ask in training": float(asked),
     }

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import sparse
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from common.config import suggestion
+from common.lazy import Lazy
 from common.retrieval.sparse import SparseEmbeddings
 from common.types import Embeddings
+
+decomposition = Lazy("sklearn.decomposition")
+texts = Lazy("sklearn.feature_extraction.text")
 
 KINDS: dict[str, dict[str, Any]] = {
     # Numbers and single letters are sizes and models: they count as words.
@@ -59,7 +61,7 @@ class Tfidf:
             near = suggestion(kind, list(KINDS)) or "."
             raise ValueError(f"tfidf: no kind {kind!r}{near} Known: {', '.join(KINDS)}")
         self.kind = kind
-        self.vectorizer = TfidfVectorizer(
+        self.vectorizer = texts.TfidfVectorizer(
             **KINDS[kind],
             min_df=min_df,
             max_df=float(max_df),
@@ -108,7 +110,7 @@ class Semantic:
         if not rows.matrix.nnz:
             self.components_ = np.zeros((dim, rows.matrix.shape[1]), np.float32)
             return self
-        found = TruncatedSVD(dim, random_state=self.seed).fit(rows.matrix)
+        found = decomposition.TruncatedSVD(dim, random_state=self.seed).fit(rows.matrix)
         self.components_ = found.components_.astype(np.float32)
         return self
 
