@@ -54,9 +54,9 @@ def bind(
         near = suggestion(str(name), list(known)) or "."
         raise ConfigError(f"{at}no step {name!r}{near} Known: {', '.join(known)}")
     target = known[name]
-    settable = settings(target)
+    settable, optional = settings(target), _parameters(target, wanted=True)
     given = {key: value for key, value in step.items() if key != "name"}
-    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    hints = _hints(target)
     for key, value in given.items():
         if key not in settable:
             near = suggestion(key, list(settable)) or "."
@@ -80,7 +80,7 @@ def bind(
                 f"{at}{name} needs {missing[0]!r}, which this pipeline does not have here"
             )
         # An argument that YAML left at its default is taken from the state when that has it.
-        offered = [key for key in settable if key in state and key not in given]
+        offered = [key for key in optional if key in state and key not in given]
         return target(**{key: state[key] for key in [*needed, *offered]}, **given)
 
     call.step = target  # type: ignore[attr-defined]
@@ -137,8 +137,13 @@ def chain(
 
 
 def settings(target: Callable[..., Any]) -> dict[str, Any]:
-    """The arguments of a step that YAML may set, with their defaults."""
-    return _parameters(target, wanted=True)
+    """The arguments of a step that YAML may set, with their defaults.
+
+    Others that have a default, such as a table or notes, come from the pipeline alone.
+    """
+    hints = _hints(target)
+    known = _parameters(target, wanted=True)
+    return {key: value for key, value in known.items() if _written(hints.get(key, Any))}
 
 
 def help_text(title: str, known: Mapping[str, Callable[..., Any]]) -> str:
@@ -149,6 +154,21 @@ def help_text(title: str, known: Mapping[str, Callable[..., Any]]) -> str:
         first = (inspect.getdoc(target) or "").split("\n")[0]
         lines.append(f"  {{name: {name}{', ' if arguments else ''}{arguments}}}\n      {first}")
     return "\n".join(lines)
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    return get_type_hints(target.__init__ if inspect.isclass(target) else target)
+
+
+def _written(hint: Any) -> bool:
+    """Whether YAML can say a value of this type other than null."""
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return any(_written(option) for option in get_args(hint))
+    kind = origin or hint
+    if not isinstance(kind, type):  # Any, a Literal
+        return True
+    return any(issubclass(own, kind) for own in (bool, int, float, str, list, tuple, dict))
 
 
 def _parameters(target: Callable[..., Any], *, wanted: bool) -> dict[str, Any]:

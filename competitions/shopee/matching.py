@@ -48,6 +48,16 @@ STATE = {
     "notes",
     "device",
 }
+# What a step finds on held-out listings unless this argument says it.
+FOUND = {
+    "inb_stage": "thresholds",
+    "union": "thresholds",
+    "vote": "thresholds",
+    "mutual_ranks": "gain",
+    "rank_gap": "gain",
+    "lightgbm_pairs": "model",
+    "graph_attention": "model",
+}
 KINDS = {"word": "words", "char": "pieces"}  # of TF-IDF: the names of their sources
 SOURCE = {"image": "image", "text": "text", "both": "joint"}  # of a run, by model.uses
 Memory = dict[Any, Any]
@@ -165,17 +175,27 @@ def by_kind(
     return found
 
 
-def check_matching(steps: Sequence[Step]) -> None:
-    """Raise ConfigError for a step that is unknown, badly set, or in the wrong place."""
+def check_matching(steps: Sequence[Step], held: bool) -> None:
+    """Raise ConfigError for a step that is unknown, badly set, or in the wrong place.
+
+    With nothing `held` out also for one that is not told what it would find there.
+    """
     chain(steps, STEPS, STATE, "matching")
     for place, step in enumerate(steps):
+        argument = FOUND.get(str(step.get("name")))
+        if argument and not held and step.get(argument) in (None, ""):
+            raise ConfigError(
+                f"matching[{place}]: {step['name']} finds its {argument} on held-out listings, and "
+                f"data.fold=-1 holds none: set {argument}, or take other steps, as "
+                "'matching=[{name: concat}, {name: mean}]'."
+            )
         if step.get("name") == "vote":
             for branch in step.get("of") or ():
                 if not isinstance(branch, list | tuple):
                     raise ConfigError(
                         f"matching[{place}]: vote.of is a list of lists of steps, got {branch!r}."
                     )
-                check_matching(list(branch))
+                check_matching(list(branch), held)
 
 
 def match(

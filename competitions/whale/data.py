@@ -29,7 +29,7 @@ from .regions import (
     read_points,
 )
 
-SLUGS = ("humpback-whale-identification", "happy-whale-and-dolphin")
+SLUGS = ("humpback-whale-identification",)
 SAMPLE = Path(__file__).parent / "sample"
 NAMES = {
     "Image": NAME,
