@@ -54,7 +54,7 @@ OPTIONS = ("seeds=", "parts=", "skip=")
 PARTS = ("encoders", "matching", "crowd", "peer")
 HOME = Path("competitions/shopee")
 UNTRAINED = "train.stages=[]"
-DEFAULT = "image and TF-IDF, union"
+PLAIN = "image and TF-IDF, union"
 # What is changed against the default recipe.
 TRAININGS = {
     "image": [],
@@ -86,7 +86,7 @@ class Row:
 
 
 ROWS = {
-    DEFAULT: Row(("image", "words"), UNION, "encoders"),
+    PLAIN: Row(("image", "words"), UNION, "encoders"),
     "image": Row(("image",), "nearest", "encoders"),
     "image, frozen": Row(("frozen image",), "nearest", "encoders"),
     "text": Row(("text",), "nearest", "encoders"),
@@ -107,7 +107,7 @@ ROWS = {
     "+ blending": Row(ALL, BLENDED),
     "+ alpha-QE": Row(ALL, f"alpha_qe, {UNION}"),
     "+ LightGBM": Row(ALL, f"{UNION}, {TREES}"),
-    "the default: image and TF-IDF, union, LightGBM": Row(("image", "words"), f"{UNION}, {TREES}"),
+    "image and TF-IDF, union, LightGBM (default)": Row(("image", "words"), f"{UNION}, {TREES}"),
     "+ alpha-QE, LightGBM": Row(ALL, f"alpha_qe, {UNION}, {TREES}"),
     "+ blending, LightGBM": Row(ALL, f"{BLENDED}, {TREES}"),
     "+ LightGBM, graph": Row(ALL, f"{UNION}, {TREES}, {GRAPH}"),
@@ -231,7 +231,7 @@ def main() -> None:
     recipes = [name for name in TRAININGS if not any(word in name for word in skip)]
     there = {*recipes, "words", *(["peer"] if "peer" in parts else [])}
     rows = {n: row for n, row in ROWS.items() if row.part in parts and there.issuperset(row.of)}
-    rows = {DEFAULT: ROWS[DEFAULT], **rows}
+    rows = {PLAIN: ROWS[PLAIN], **rows}
     found: dict[str, list[Scores]] = {name: [] for name in rows}
     minutes: dict[str, list[float]] = {name: [] for name in recipes}
     seeds = [int(seed) for seed in options.get("seeds", "0,1,2").split(",")]
@@ -269,8 +269,8 @@ def report(found: dict[str, list[Scores]]) -> str:
     for name, scores in found.items():
         cells = []
         for key in ("test", "held"):
-            change = [s[key] - d[key] for s, d in zip(scores, found[DEFAULT], strict=True)]
-            cells += [spread([s[key] for s in scores]), "" if name == DEFAULT else signed(change)]
+            change = [s[key] - d[key] for s, d in zip(scores, found[PLAIN], strict=True)]
+            cells += [spread([s[key] for s in scores]), "" if name == PLAIN else signed(change)]
         cells.append(f"{statistics.mean(s['s'] for s in scores):.1f}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(["", *lines])
