@@ -6,10 +6,11 @@ For each size so many test listings are made from the bundled sample: pictures o
 crop in the product's own tint, and titles by the sample's own wording; and a tenth as many held-out
 listings, as Kaggle's fold is to its test. Then all stages run as infer.py and ensemble.py run them:
 tables, reading and decoding, both encoders (the offline defaults, untrained: the cost is the same),
-TF-IDF, blending in three stages, union, LightGBM on pairs, the threshold, writing; the graph
-network is for a GPU. The encoder of images is timed on 2,000 pictures of 224 px; what is matched are embeddings
-of views of 96 px, which are made quicker. Every stage's memory is the peak of the process while it
-runs. Each size is a process of its own; what `runs/bench_shopee_scale` has is not made again.
+TF-IDF, blending in three stages, union, LightGBM on pairs, the threshold, writing. The graph
+network is left out: its training is for a GPU. The encoder of images is timed on 2,000 pictures of
+224 px; what is matched are embeddings of views of 96 px, which are made quicker. Every stage's
+memory is the peak of the process while it runs. Each size is a process of its own; what
+`runs/bench_shopee_scale` has is not made again.
 
 The cost of a stage is fitted as c0 + c1 N + c2 N^2, all at least 0, to relative errors (fewer terms
 than sizes), and read off at `wanted`. What remains of two hours, without the encoders, says how
