@@ -166,7 +166,7 @@ def _written(hint: Any) -> bool:
     if origin in (Union, UnionType):
         return any(_written(option) for option in get_args(hint))
     kind = origin or hint
-    if not isinstance(kind, type):  # Any, a Literal
+    if kind is Any or not isinstance(kind, type):  # a Literal is no type
         return True
     return any(issubclass(own, kind) for own in (bool, int, float, str, list, tuple, dict))
 

@@ -139,6 +139,8 @@ def test_trees_learn_pairs_out_of_fold(pool, near, tmp_path):
     np.testing.assert_allclose(scored, memory["model"].out_of_fold_, atol=1e-6)
     with pytest.raises(ConfigError, match="lightgbm_pairs looks for pairs to learn from"):
         lightgbm_pairs(near, where, listings, None, {}, **SMALL)
+    with pytest.raises(ValueError, match=r"lightgbm_pairs learns.*groups for 99 folds.*leave the"):
+        lightgbm_pairs(near, where, listings, truth, {}, **{**SMALL, "folds": 99})
     test = lightgbm_pairs(near, where, listings, None, memory, **SMALL)
     kept = lightgbm_pairs(near, where, listings, None, {}, model=folder, **SMALL)
     torch.testing.assert_close(test.score, kept.score)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from inspect import signature
 from pathlib import Path
 
 import cv2
@@ -13,9 +14,11 @@ import torch
 import yaml
 
 from common.config import ConfigError, load
+from common.steps import settings
 from common.submission import check as check_file
 from competitions.shopee import ensemble, infer, train
 from competitions.shopee.config import BASE, COMMANDS, Config, check
+from competitions.shopee.matching import FOUND, STEPS
 from competitions.shopee.study import Study
 from tests.scripts import succeeds
 from tests.test_compare import queries_fit
@@ -232,6 +235,8 @@ def test_a_copied_folder_and_a_joint_model_without_held_out_listings(root, tmp_p
             ["data.fold=-1", "matching=[{name: vote, thresholds: [0.1], of: [[{name: union}]]}]"],
             "union finds its thresholds",
         ),
+        (["data.fold=-1", "matching=[{name: union, thresholds: {}}]"], "union finds its thresh"),
+        (["data.fold=-1", "matching=[{name: vote, thresholds: []}]"], "vote finds its thresholds"),
         (["data.fold=-1", "matching=[{name: nearest}]"], "by=validation needs held-out listings"),
         (["threshold.most=60"], "a row may name 50"),
         (["tfidf.kinds=[letters]"], "word"),
@@ -241,6 +246,23 @@ def test_a_copied_folder_and_a_joint_model_without_held_out_listings(root, tmp_p
 def test_settings_that_cannot_be_run_are_errors_before_any_work(arguments, message):
     with pytest.raises((ConfigError, ValueError), match=message):
         check(load(Config, BASE, arguments))
+
+
+def test_what_a_step_finds_on_held_out_listings_can_be_said():
+    assert FOUND.keys() == {n for n, step in STEPS.items() if "truth" in signature(step).parameters}
+    for name, argument in FOUND.items():
+        assert argument in settings(STEPS[name])
+
+
+def test_members_that_match_by_their_own_steps_need_held_out_listings(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        shutil.copy(BASE, tmp_path / name / "config.yaml")
+        (tmp_path / name / "weights.safetensors").touch()
+    members = f"runs=[{tmp_path / 'a'},{tmp_path / 'b'}]"
+    for by in ("scores", "votes"):
+        with pytest.raises(ConfigError, match="union finds its thresholds on held-out listings"):
+            call("ensemble", members, f"ensemble.by={by}", "data.fold=-1", "threshold.by=sizes")
 
 
 def test_experiments_are_short_explained_and_valid():

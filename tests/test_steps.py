@@ -1,13 +1,14 @@
 """Steps by name: catalog, schema from the signature, chains."""
 
 import types
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import pytest
 import torch
 
 from common.config import ConfigError
-from common.steps import bind, catalog, chain, help_text
+from common.steps import bind, catalog, chain, help_text, settings
 from common.types import Neighbors
 
 
@@ -120,6 +121,35 @@ def test_a_chain_is_checked_before_it_runs():
 def test_help_lists_settings_and_first_lines():
     text = help_text("search:", KNOWN)
     assert "{name: alpha_qe, k: 10, alpha: 3.0}\n      Expanded queries." in text
+
+
+def test_what_yaml_cannot_say_is_no_setting_and_comes_from_the_state():
+    module = types.ModuleType("more")
+
+    def step(
+        queries,
+        *,
+        limits: dict[str, float] | None = None,
+        chosen: Sequence[str] = (),
+        low: float | str = 0.0,
+        notes: torch.Tensor | None = None,
+        own: Callable[[int], int] | None = None,
+        free=3,
+    ):
+        """What it was given."""
+        return notes, low
+
+    step.__module__ = "more"
+    module.step = step
+    known = catalog(module)
+    assert list(settings(known["step"])) == ["limits", "chosen", "low", "free"]
+    assert "notes" not in help_text("more:", known)
+    assert bind({"name": "step", "low": "x"}, known)({"queries": 1, "notes": 2}) == (2, "x")
+    assert bind({"name": "step"}, known)({"queries": 1}) == (None, 0.0)
+    with pytest.raises(
+        ConfigError, match=r"no argument 'notes'.*It has: limits, chosen, low, free"
+    ):
+        bind({"name": "step", "notes": None}, known)
 
 
 def test_a_chain_must_make_neighbors():

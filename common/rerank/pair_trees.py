@@ -85,7 +85,13 @@ def lightgbm_pairs(
     known = needed(truth, "lightgbm_pairs", "pairs to learn from")
     trees = PairModel(folds, rounds, rate, leaves, min_leaf, seed=seed, threads=threads)
     learned, groups, same = asked_pairs(known, table.query, table.candidate)
-    trees.fit(table.values[learned], same, groups, table.names)
+    try:
+        trees.fit(table.values[learned], same, groups, table.names)
+    except ValueError as error:
+        raise ValueError(
+            f"lightgbm_pairs learns from held-out listings, here from {len(learned)} pairs, and "
+            f"cannot: {error} Or leave the step out of the list."
+        ) from None
     memory["model"] = trees
     if notes is not None:
         notes.importances["lightgbm_pairs"] = trees.importances()

@@ -33,7 +33,17 @@ from common.weigh import search_weights
 from .config import COMMANDS, Config, check
 from .data import Shopee, read
 from .held import Held
-from .matching import SOURCE, Memory, Pool, Titles, by_kind, held_pool, match, test_pool
+from .matching import (
+    SOURCE,
+    Memory,
+    Pool,
+    Titles,
+    by_kind,
+    check_matching,
+    held_pool,
+    match,
+    test_pool,
+)
 from .results import finish, start_run
 
 Pools = tuple[Pool | None, Pool]
@@ -44,6 +54,9 @@ def main(arguments: list[str]) -> dict[str, float]:
     """Scores of the ensemble; submission and report are in its folder."""
     config, members = COMMANDS.ensemble(__doc__ or "", arguments)
     check(config)  # again, with the members' data
+    if config.ensemble.by != "embeddings":  # each by its own steps, with this data
+        for member in members:
+            check_matching(member.matching, config.data.fold >= 0)
     out = Path(str(config.out))
     folder = out.with_suffix("") if out.suffix == ".csv" else out
     clock = Clock()

@@ -183,7 +183,7 @@ def check_matching(steps: Sequence[Step], held: bool) -> None:
     chain(steps, STEPS, STATE, "matching")
     for place, step in enumerate(steps):
         argument = FOUND.get(str(step.get("name")))
-        if argument and not held and step.get(argument) in (None, ""):
+        if argument and not held and step.get(argument) in (None, "", [], {}):
             raise ConfigError(
                 f"matching[{place}]: {step['name']} finds its {argument} on held-out listings, and "
                 f"data.fold=-1 holds none: set {argument}, or take other steps, as "
