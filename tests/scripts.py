@@ -9,6 +9,7 @@ environment, working folder, streams and exit code of its own.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -67,7 +68,8 @@ def start(
     server.set_forkserver_preload([__name__])
     words = [str(path_of(script, folder)), *map(str, arguments)]
     process = server.Process(target=_play, args=(words, streams, before, dict(environment)))
-    process.start()
+    with contextlib.chdir(REPOSITORY):  # from where the server, which starts here, finds this file
+        process.start()
     return process
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +15,13 @@ from common.data.phash import dct_hash, hash_text
 from common.metrics import score
 from common.submission import check
 from competitions.shopee import make_sample
-from competitions.shopee.market.emoji import LICENCES, VENDORS, read_emoji, read_vendors
+from competitions.shopee.market.emoji import (
+    LICENCES,
+    VENDORS,
+    _rasterise,
+    read_emoji,
+    read_vendors,
+)
 from competitions.shopee.market.products import family
 from competitions.shopee.market.wording import Writer, escaped
 
@@ -201,6 +208,12 @@ def test_titles_of_a_product_share_its_brand_and_size(modules):
     sizes = [t for t in titles if re.search(r"\d ?(ml|l)\b", t, re.I)]
     assert 80 < len(sizes) < 180
     assert escaped("a…é") == r"a\xe2\x80\xa6\xc3\xa9"
+
+
+def test_without_resvg_the_builder_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(ValueError, match="pip install resvg-py"):
+        _rasterise("<svg/>", 8)
 
 
 def test_missing_package_other_licence_second_build_and_too_few_are_said(modules, tmp_path):
