@@ -3,7 +3,7 @@
     timm = Lazy("timm")
     timm.create_model("resnet50")  # now it is there
 
-Help, wrong keys, missing files and checks of submissions need none of them.
+Help, wrong keys and checks of submissions need none of them.
 """
 
 from __future__ import annotations
