@@ -235,6 +235,7 @@ def test_a_copied_folder_and_a_joint_model_without_held_out_listings(root, tmp_p
             ["data.fold=-1", "matching=[{name: vote, thresholds: [0.1], of: [[{name: union}]]}]"],
             "union finds its thresholds",
         ),
+        (["data.fold=-1", "ensemble.by=scores"], "union finds its thresholds"),
         (["data.fold=-1", "matching=[{name: union, thresholds: {}}]"], "union finds its thresh"),
         (["data.fold=-1", "matching=[{name: vote, thresholds: []}]"], "vote finds its thresholds"),
         (["data.fold=-1", "matching=[{name: nearest}]"], "by=validation needs held-out listings"),
@@ -260,9 +261,10 @@ def test_members_that_match_by_their_own_steps_need_held_out_listings(tmp_path):
         shutil.copy(BASE, tmp_path / name / "config.yaml")
         (tmp_path / name / "weights.safetensors").touch()
     members = f"runs=[{tmp_path / 'a'},{tmp_path / 'b'}]"
+    blind = ["data.fold=-1", "threshold.by=sizes", "matching=[{name: concat}, {name: mean}]"]
     for by in ("scores", "votes"):
         with pytest.raises(ConfigError, match="union finds its thresholds on held-out listings"):
-            call("ensemble", members, f"ensemble.by={by}", "data.fold=-1", "threshold.by=sizes")
+            call("ensemble", members, f"ensemble.by={by}", *blind)
 
 
 def test_experiments_are_short_explained_and_valid():

@@ -73,9 +73,9 @@ def check(settings: Config) -> Config:
         choose("tfidf.kinds", kind, list(KINDS))
     if settings.tfidf.dim < 1:
         raise ConfigError(f"tfidf.dim={settings.tfidf.dim}: at least 1.")
-    # Members of an ensemble by scores or votes match by their own steps.
-    own = settings.ensemble.by == "embeddings"
-    check_matching(settings.matching, held=settings.data.fold >= 0 or not own)
+    # Members of an ensemble by scores or votes match by their own steps, which ensemble.py checks.
+    theirs = bool(settings.runs) and settings.ensemble.by != "embeddings"
+    check_matching(settings.matching, held=settings.data.fold >= 0 or theirs)
     check_rule(settings.threshold, settings.data.fold >= 0)
     if settings.threshold.most > LIMIT:
         raise ConfigError(
