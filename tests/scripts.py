@@ -21,11 +21,16 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+# What scripts import when they use it, and the scripts' own modules: here, once.
+import lightgbm  # noqa: F401
+import matplotlib.figure  # noqa: F401
+import sklearn.metrics  # noqa: F401
+import timm  # noqa: F401
 import torch
 
 import competitions.landmarks.ensemble
 import competitions.shopee.ensemble
-import competitions.whale.ensemble  # noqa: F401  the competitions import all that scripts need
+import competitions.whale.ensemble  # noqa: F401
 from common.paths import REPOSITORY
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
@@ -68,6 +73,8 @@ def start(
     server.set_forkserver_preload([__name__])
     words = [str(path_of(script, folder)), *map(str, arguments)]
     process = server.Process(target=_play, args=(words, streams, before, dict(environment)))
+    for name in ("1", "2"):
+        (streams / name).touch()
     with contextlib.chdir(REPOSITORY):  # from where the server, which starts here, finds this file
         process.start()
     return process
@@ -113,7 +120,7 @@ def _play(
     environment: dict[str, str],
 ) -> None:
     for number in (1, 2):
-        file = os.open(streams / str(number), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        file = os.open(streams / str(number), os.O_WRONLY | os.O_APPEND)
         os.dup2(file, number)
     os.environ.clear()
     os.environ.update(environment)

@@ -48,10 +48,8 @@ def run(script, *arguments, folder="landmarks"):
     return succeeds(script, *arguments, folder=folder)
 
 
-def launched(*arguments):
-    """The same under torchrun, in two processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script, *words = arguments
+def python(script, *words, launcher=()):
+    """The same in a Python of its own, with a seed of its own for the order of sets."""
     done = subprocess.run(
         [sys.executable, *launcher, path_of(script, "landmarks"), *map(str, words)],
         cwd=ROOT,
@@ -62,6 +60,12 @@ def launched(*arguments):
     )
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     return done.stdout
+
+
+def launched(*arguments):
+    """The same under torchrun, in two processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return python(*arguments, launcher=launcher)
 
 
 def fails(*arguments, before=None):
@@ -127,8 +131,8 @@ def frame(rows, *columns):
 def trained(root, tmp_path_factory):
     """A run, trained and inferred without interruption."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    run("train", *TINY, *PLAIN, f"data.root={root}", f"out={folder}")
-    text = run("infer", f"run={folder}")
+    python("train", *TINY, *PLAIN, f"data.root={root}", f"out={folder}")
+    text = python("infer", f"run={folder}")
     return folder, text
 
 

@@ -115,7 +115,10 @@ class Runner:
                 self.study.tell(number, value)
             failures = failures + 1 if value is None else 0
             if failures == _FAILURES:
-                say(f"{failures} trials in a row failed: stopped, the same command goes on")
+                say(
+                    f"{failures} trials in a row failed: stopped. Mend what the logs say and give "
+                    "another --out, or go on behind them with the same command."
+                )
                 return
             longest = max(longest, time.monotonic() - started - spent)
 
