@@ -138,7 +138,7 @@ def read(
     _, header = next(lines)
     missing = not {key, column} <= set(header)
     if missing or (len(header) > 2 and not others) or len(set(header)) < len(header):
-        found = ",".join(header) or "none"
+        found = ascii(",".join(header))[1:-1][:120] or "none"
         raise ValueError(f"{path}, line 1: needs the columns {key},{column}, has {found}.")
     for line, cells in lines:
         if len(cells) != len(header):
@@ -175,7 +175,7 @@ def _parse(path: Path, form: Format) -> tuple[list[str], list[str], list[str], l
         header = [header[0].removeprefix("\ufeff"), *header[1:]]
     for kind, name in (("ID", form.key), ("Prediction", form.column)):
         if name not in header:
-            found = ",".join(header) or "none"
+            found = ascii(",".join(header))[1:-1][:120] or "none"
             return (
                 [*problems, f"{kind} column {name} not found in submission, found {found}"],
                 [],

@@ -70,6 +70,14 @@ def test_a_public_run_that_fails_does_not_look_well(data, notebook, tmp_path):
     assert outcome.result == aboard.EXCEPTION
 
 
+def test_scenes_and_competitions_that_are_not_there_are_said():
+    for scenes in ([7], [-1]):
+        with pytest.raises(ValueError, match="there are 0 to 3"):
+            rehearse("whale", scenes=scenes)
+    with pytest.raises(ValueError, match="No competition 'nope'"):
+        rehearse("nope")
+
+
 def test_a_notebook_that_outlives_its_limit_is_ended(data, notebook, tmp_path):
     folder = tmp_path / "notebook"
     shutil.copytree(notebook, folder)

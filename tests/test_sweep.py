@@ -282,6 +282,15 @@ def run(path, *words):
         sweep.main([str(path), *words])
 
 
+def test_further_words_are_not_what_is_searched_and_are_known(tiny):
+    path = make_file(tiny)
+    for word in ("train.lr=1", "train={lr: 1}"):
+        with pytest.raises(ConfigError, match="searches this: take it out"):
+            run(path, "--trials", "1", word)
+    with pytest.raises(ConfigError, match="^unknown key 'nope.key'"):
+        run(path, "--trials", "1", "nope.key=1")
+
+
 def test_five_failures_in_a_row_end_a_sweep(tiny, capsys):
     lr = {"min": 0.5, "max": 2.0}
     path = make_file(tiny, parameters={"train.recipe": {"value": "broken"}, "train.lr": lr})

@@ -3,7 +3,7 @@
 python -m common.kaggle download COMPETITION [task=] [data=] [into=]
 python -m common.kaggle pack RUN... [competition=] [out=] [owner=] [name=] [limit=] [wheels=]
 python -m common.kaggle kernel COMPETITION runs=[RUN,...] [owner=] [hours=] [key=value of infer]
-python -m common.kaggle rehearse COMPETITION [kit=] [data=] [seconds=] [memory=] [gpus=]
+python -m common.kaggle rehearse COMPETITION [scenes=] [kit=] [data=] [seconds=] [memory=] [gpus=]
 python -m common.kaggle push|status|output COMPETITION [kit=] [first=true] [out=]
 python -m common.kaggle submit COMPETITION version=N message=TEXT
 python -m common.kaggle record competition=NAME run=RUN [cv=] [public=] [private=] [note=]
@@ -52,9 +52,12 @@ def main(arguments: list[str]) -> None:
     if {"-h", "--help"} & set(words):
         print(inspect.getdoc(command))
         return
-    result = command(*positional(name, command, words), **named(name, command, words))
-    if name in ("pack", "kernel"):
-        say(f"{result}: done. Before a push: python -m common.kaggle rehearse COMPETITION")
+    given = positional(name, command, words)
+    result = command(*given, **named(name, command, words))
+    if name == "pack":
+        say(f"{result}: done. Next: python -m common.kaggle kernel COMPETITION 'runs=[RUN,...]'")
+    elif name == "kernel":
+        say(f"{result}: done. Next: python -m common.kaggle rehearse {given[0]}")
     elif name == "download":
         say(f"{result}: complete; python competitions/{words[0]}/train.py data.root={result}")
     elif name == "record":

@@ -5,7 +5,7 @@ python -m common.kaggle rehearse whale [kit=FOLDER] [data=FOLDER] [seconds=1800]
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import os
 import shutil
@@ -82,7 +82,12 @@ def rehearse(
 
     Raises:
         FileNotFoundError: no kit or no notebook yet.
+        ValueError: no such scene or competition.
     """
+    if any(not 0 <= number < len(SCENES) for number in scenes):
+        raise ValueError(f"scenes={list(scenes)}: there are 0 to {len(SCENES) - 1}.")
+    if not importlib.util.find_spec(f"competitions.{competition}"):
+        raise ValueError(f"No competition {competition!r} below competitions/.")
     place = Path(folder) if folder else SUBMISSIONS / competition
     packed = Path(kit or f"runs/{competition}/kit").resolve()
     for path, command in ((place / "submit.ipynb", "kernel"), (packed / "MANIFEST.json", "pack")):
@@ -105,6 +110,7 @@ def rehearse(
             shelf.symlink_to(packed)
             scene = f"{kind}, {rows} rows, {mounts[0]} and {mounts[1]}"
             limits = (seconds, size(memory), gpus)
+            say(f"{scene}: plays, at most {seconds / 60:.0f} minutes")
             outcomes.append(play(scene, place / "submit.ipynb", base, mounted, form, kind, limits))
             say(str(outcomes[-1]))
     return outcomes

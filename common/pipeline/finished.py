@@ -131,6 +131,8 @@ def _competition(folder: Path) -> str:
     """The competition that the run's card names."""
     name = str(read_json(folder / "card.json").get("competition", ""))
     known = sorted(p.parent.name for p in (REPOSITORY / "competitions").glob("*/infer.py"))
+    if not name and (folder / "ensemble.yaml").is_file():
+        raise ConfigError(f"{folder} is an ensemble: name one of its runs.")
     if not name:
         raise ConfigError(
             f"{folder} is no trained run, it has no card.json that names its competition: train "

@@ -169,8 +169,9 @@ def check(sweep: Sweep, extra: Sequence[str] = ()) -> None:
         extra: further `key=value` of all trials.
 
     Raises:
-        ConfigError: an unknown key, a value of the wrong type, one that the competition refuses, or
-            a program without a competition's config beside it.
+        ConfigError: an unknown key, a value of the wrong type, one that the competition refuses,
+            a further word for what is searched, or a program without a competition's config beside
+            it.
     """
     home = sweep.program.resolve().parent
     try:
@@ -180,6 +181,15 @@ def check(sweep: Sweep, extra: Sequence[str] = ()) -> None:
             f"{sweep.path}: program={sweep.program} is no train.py of a competition: there is no "
             "config.py with COMMANDS beside it."
         ) from None
+    for word in extra:
+        key = word.partition("=")[0]
+        parts = [(f"{one}.", f"{key}.") for one in sweep.parameters]
+        if "=" in word and any(a.startswith(b) or b.startswith(a) for a, b in parts):
+            raise ConfigError(
+                f"{word}: {sweep.path} searches this: take it out of the file or of the command."
+            )
+    if (error := _refused(commands, extra, ())) is not None:
+        raise error
     samples = {key: one.samples for key, one in sweep.parameters.items()}
     for row in range(max(map(len, samples.values()))):
         values = {key: some[min(row, len(some) - 1)] for key, some in samples.items()}
