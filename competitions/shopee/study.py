@@ -45,6 +45,7 @@ class Study:
 
     def __init__(self, config: Config, data: Shopee, pools: tuple[Pool, Pool]) -> None:
         self.config, self.data, self.pools = config, data, pools
+        self._done: dict[str, tuple[Neighbors, Neighbors]] = {}
 
     @classmethod
     def of(cls, *runs: str | Path) -> Study:
@@ -70,12 +71,16 @@ class Study:
     def matched(self, steps: Sequence[Step] | str) -> tuple[Neighbors, Neighbors]:
         """Scored pairs of the held-out listings and of the test's; steps are a list or YAML.
 
-        What a step learns, it learns from the held-out ones.
+        What a step learns, it learns from the held-out ones. Steps that were asked before are not
+        run again.
         """
         chosen = yaml.safe_load(steps) if isinstance(steps, str) else list(steps)
-        memory: Memory = {}
-        known, found = (match(chosen, p, memory, Notes(), this_device()) for p in self.pools)
-        return known, found
+        key = yaml.safe_dump(chosen)
+        if key not in self._done:
+            memory: Memory = {}
+            known, found = (match(chosen, p, memory, Notes(), this_device()) for p in self.pools)
+            self._done[key] = known, found
+        return self._done[key]
 
     def choice(self, known: Neighbors, found: Neighbors) -> Choice:
         """The thresholds of every rule, and F1 over both thresholds."""

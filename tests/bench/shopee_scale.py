@@ -18,7 +18,7 @@ many listings a second they must embed: the one thing that a T4 is needed for. N
 assumed to gain from it, nor from more cores than here. `pairs` measures the features of that many
 listings' 50 nearest alone; 0 leaves it out.
 
-On two idle cores: 2,000 listings 3 minutes, 8,000 about 10, 32,000 about 50, the pairs 15.
+On one core: 2,000 listings 3 minutes, 8,000 about 8, 32,000 about 40, the pairs 12.
 """
 
 from __future__ import annotations
