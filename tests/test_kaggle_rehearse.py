@@ -11,8 +11,9 @@ from common.kaggle.kernel import kernel
 from common.kaggle.pack import pack
 from common.kaggle.rehearse import PASS, rehearse
 from competitions.landmarks.train import main as train_landmarks
+from competitions.shopee.train import main as train_shopee
 from competitions.whale.train import main as train_whale
-from tests import test_landmarks, test_whale
+from tests import test_landmarks, test_shopee, test_whale
 from tests.kits import contents, landmarks_data, small_kit, whale_data
 
 
@@ -141,3 +142,17 @@ def test_both_tasks_of_landmarks_pass_on_odd_tests_and_with_two_processes(
     assert [f"--nproc-per-node {gpus}" in line for line in started] == [gpus > 1]
     spoken = [line for line in said if line.startswith(f"{task}: ") and "passes the check" in line]
     assert len(spoken) == 1  # one process writes and speaks
+
+
+@pytest.mark.slow
+def test_pictures_and_titles_of_shopee_pass_on_an_odd_test_and_on_one_row(tmp_path):
+    data, out = tmp_path / "listings", tmp_path / "shopee" / "tiny"
+    test_shopee.write_files(data, {"train": range(30), "test": range(30, 40)})
+    train_shopee([f"data.root={data}", f"out={out}", *test_shopee.TINY, "model.uses=both"])
+    kit = pack([str(out)], out=str(tmp_path / "kit"))
+    folder = kernel("shopee", runs=["tiny"], out=str(tmp_path / "notebook"))
+    options = {"kit": str(kit), "folder": str(folder), "data": str(data)}
+    outcomes = rehearse("shopee", **options, scenes=[1, 2])
+    assert [outcome.result for outcome in outcomes] == [PASS, PASS], outcomes
+    rows = [outcome.scene.split(",")[:2] for outcome in outcomes]
+    assert rows == [["odd", f" {2 * 25 + 9} rows"], ["one", " 1 rows"]]
