@@ -383,6 +383,8 @@ def test_a_full_disk_is_one_line_and_loses_nothing(root, tmp_path):
 def test_user_errors_are_one_line(trained, root, tmp_path):
     whole, _ = trained
     assert "did you mean 'train.lr'" in fails("train", "train.lrr=1")
+    assert "timm has no net 'nope'" in fails("train", "model.backbone=nope", f"out={tmp_path}/x")
+    assert not (tmp_path / "x").exists()
     assert "No train.csv under data.root" in fails("train", f"data.root={tmp_path}")
     message = fails("train", *TINY, *PLAIN, f"data.root={root}", f"out={whole}", "seed=5")
     assert "seed=0, this one has 5" in message

@@ -25,6 +25,7 @@ from common.engine import distributed
 from common.engine.settings import Stage, this_device
 from common.entry import entry, say
 from common.losses.total import Total
+from common.models.weights import check_name
 from common.pipeline import training
 from common.types import Table
 
@@ -38,6 +39,7 @@ from .results import start_run
 def main(arguments: list[str]) -> Path:
     """The run folder, trained."""
     config = COMMANDS.train(__doc__ or "", arguments)
+    check_name(config.model.backbone)
     folder = Path(str(config.out))
     data = read(config.data)
     held = Held.of(data, config)
