@@ -138,7 +138,7 @@ def read(
     _, header = next(lines)
     missing = not {key, column} <= set(header)
     if missing or (len(header) > 2 and not others) or len(set(header)) < len(header):
-        found = ascii(",".join(header))[1:-1][:120] or "none"
+        found = _columns(header)
         raise ValueError(f"{path}, line 1: needs the columns {key},{column}, has {found}.")
     for line, cells in lines:
         if len(cells) != len(header):
@@ -149,6 +149,11 @@ def read(
             raise ValueError(f"{path}, line {line}: {key} {row[key]!r} is in line {before} too.")
         rows[row[key]] = row
     return rows
+
+
+def _columns(header: Sequence[str]) -> str:
+    """A header as an error shows it: of a file that is no csv, too."""
+    return ascii(",".join(header))[1:-1][:120] or "none"
 
 
 def _lines(path: Path, errors: str = "strict") -> Iterator[tuple[int, list[str]]]:
@@ -175,7 +180,7 @@ def _parse(path: Path, form: Format) -> tuple[list[str], list[str], list[str], l
         header = [header[0].removeprefix("\ufeff"), *header[1:]]
     for kind, name in (("ID", form.key), ("Prediction", form.column)):
         if name not in header:
-            found = ascii(",".join(header))[1:-1][:120] or "none"
+            found = _columns(header)
             return (
                 [*problems, f"{kind} column {name} not found in submission, found {found}"],
                 [],

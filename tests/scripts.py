@@ -16,7 +16,7 @@ import runpy
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -57,7 +57,6 @@ def start(
     folder: str,
     streams: Path,
     before: Callable[[], None] | None = None,
-    environment: Mapping[str, str] = ENVIRONMENT,
 ) -> ForkServerProcess:
     """A script that has begun.
 
@@ -67,12 +66,11 @@ def start(
         folder: of the competition.
         streams: the folder where the files `1` and `2` hold what it says.
         before: called in the new process first; a function of a module.
-        environment: of the new process.
     """
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload([__name__])
     words = [str(path_of(script, folder)), *map(str, arguments)]
-    process = server.Process(target=_play, args=(words, streams, before, dict(environment)))
+    process = server.Process(target=_play, args=(words, streams, before, ENVIRONMENT))
     for name in ("1", "2"):
         (streams / name).touch()
     with contextlib.chdir(REPOSITORY):  # from where the server, which starts here, finds this file

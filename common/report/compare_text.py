@@ -21,7 +21,7 @@ _LONG = 60  # characters of a setting in a Markdown cell
 
 def text(found: Comparison) -> str:
     """Scores and costs, settings that differ, significance, remarks; aligned."""
-    costs = [name for name in COSTS if any(name in one.cost() for one in found.experiments)]
+    costs = _costs(found)
     head = ["", "runs", *map(title, found.metrics), *(COSTS[name] for name in costs)]
     rows = [head]
     for one in found.experiments:
@@ -47,8 +47,7 @@ def text(found: Comparison) -> str:
 
 def markdown(found: Comparison, command: str = "") -> str:
     """A table for a README: an experiment a row, what differs from the first, scores, cost."""
-    costs = [name for name in COSTS if any(name in one.cost() for one in found.experiments)]
-    costs = [name for name in costs if name != "images/s"]  # minutes tell it already
+    costs = [name for name in _costs(found) if name != "images/s"]  # minutes tell it already
     head = ["", *(["what differs"] if found.settings else []), *map(title, found.metrics)]
     head += [COSTS[name] for name in costs]
     lines = [_line(head), "|---" * len(head) + "|"]
@@ -152,6 +151,11 @@ def code(value: str, most: int = _LONG) -> str:
     plain = " ".join(value.split())
     plain = plain if len(plain) <= most else plain[: most - 3] + "..."
     return f"`{plain.replace('`', chr(39)).replace('|', chr(92) + '|')}`"
+
+
+def _costs(found: Comparison) -> list[str]:
+    """Those that any experiment knows."""
+    return [name for name in COSTS if any(name in one.cost() for one in found.experiments)]
 
 
 def _settings(found: Comparison) -> list[str]:
